@@ -1,0 +1,36 @@
+# One virtual environment, made once: `make demo` and `make test` both set it up when it is missing or out of date.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+
+.PHONY: setup demo test test-all lint wheels clean
+
+setup: $(STAMP)
+
+$(STAMP): constraints.txt pyproject.toml runtime/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable runtime --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/qvit run recipes/demo.toml --out runs/demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m ''
+
+wheels: $(STAMP)
+	$(BIN)/python -m build --wheel --outdir dist runtime
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf build dist runtime/build

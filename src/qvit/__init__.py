@@ -1,0 +1,1 @@
+"""qvit: learn how many bits a Vision Transformer needs."""
