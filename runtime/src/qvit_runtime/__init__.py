@@ -1,5 +1,7 @@
 """qvit-runtime: read, check and run `.qvit` programs, low-bit integer Vision Transformers. No torch anywhere."""
 
+from .check import check as check
+from .check_data import ProgramError as ProgramError
 from .interpreter import run as run
 from .interpreter import trace as trace
 from .program import Program as Program

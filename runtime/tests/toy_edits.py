@@ -1,0 +1,45 @@
+"""Small wounds to a well-formed Program: each function returns a copy with one thing changed, the original untouched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from qvit_runtime import program as p
+
+
+def first(program: p.Program, kind: type) -> int:
+    """Index of the first op of this kind."""
+    return next(step for step, op in enumerate(program.ops) if type(op) is kind)
+
+
+def edit_op(program: p.Program, kind: type, **changes: Any) -> p.Program:
+    step = first(program, kind)
+    return set_op(program, step, replace(program.ops[step], **changes))
+
+
+def set_op(program: p.Program, step: int, *ops: p.Op) -> p.Program:
+    """Put these ops (or none) in the place of one."""
+    return replace(program, ops=(*program.ops[:step], *ops, *program.ops[step + 1 :]))
+
+
+def edit_buffer(program: p.Program, name: str, **changes: Any) -> p.Program:
+    return replace(program, buffers=program.buffers | {name: replace(program.buffers[name], **changes)})
+
+
+def edit_grid(program: p.Program, name: str, **changes: Any) -> p.Program:
+    grid = program.buffers[name].grid
+    assert grid is not None
+    return edit_buffer(program, name, grid=replace(grid, **changes))
+
+
+def edit_weight(program: p.Program, name: str, **changes: Any) -> p.Program:
+    return replace(program, weights=program.weights | {name: replace(program.weights[name], **changes)})
+
+
+def set_constant(program: p.Program, name: str, array: Any) -> p.Program:
+    return replace(program, constants=program.constants | {name: array})
+
+
+def edit_preprocess(program: p.Program, **changes: Any) -> p.Program:
+    return replace(program, preprocess=replace(program.preprocess, **changes))
