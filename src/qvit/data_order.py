@@ -1,0 +1,168 @@
+"""Which image comes when, and with which augmentation: functions of (seed, epoch, index) and of nothing else.
+
+The usual loader draws from one running random state, so a sample's crop depends on which worker process met it and on
+everything that worker did before; another number of workers, or a resume, is another experiment. Here
+
+    order of an epoch       = permutation drawn from (seed, epoch)
+    augmentation of a sample = random states set from hash(seed, epoch, index, copy), just before its transform runs
+
+and the number of workers, of processes and the point of a resume change nothing. The sampler hands the loader
+`SampleKey(epoch, image, copy)` instead of a bare index, so a worker needs no other message to know the epoch.
+
+Processes: batches are global. Accelerate shards, and `Accelerator(dataloader_config=DataLoaderConfiguration(
+split_batches=True))` gives process p of P the p-th slice of each batch, so all processes together see the batch that
+one process would see. Resume: `epoch_batches(loader, order, epoch, start)` continues before batch `start`. Accelerate
+calls `set_epoch` on samplers with a count of its own, which a resume would start at 0 again; hence our word is `seek`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from qvit.augment import Transform
+from qvit.data_config import DataError
+from qvit.data_sources import Source
+from qvit.seeds import kept_random_states, seed_of, set_random_states
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images (B, 3, H, W) float32, normalised, and labels (B,) int64."""
+
+
+class SampleKey(NamedTuple):
+    """One sample of one epoch; `copy` counts the augmented copies of an image in a batch."""
+
+    epoch: int
+    image: int
+    copy: int
+
+
+class EpochOrder:
+    """A batch sampler: lists of `SampleKey`, each a global batch.
+
+    With `copies` r > 1 (repeated augmentation) a batch of B holds ceil(B / r) different images, r times each, the
+    copies of an image ceil(B / r) places apart so that mixup, which mixes neighbours, mixes different images.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, *, shuffle: bool, drop_last: bool, copies: int = 1
+    ) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.copies = copies
+        self.epoch = 0
+        self.start = 0
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """The next iteration gives `epoch` from batch number `start` on. Raises DataError outside the epoch."""
+        if epoch < 0 or not 0 <= start <= len(self):
+            raise DataError(
+                f"epoch {epoch}, batch {start} does not exist: epochs count from 0 and have {len(self)} batches"
+            )
+        self.epoch = epoch
+        self.start = start
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, whatever the start."""
+        return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch = self.epoch  # a later seek must not change an iteration under way
+        order = self._permutation(epoch)
+        distinct = -(-self.batch_size // self.copies)
+        for batch in range(self.start, len(self)):
+            images = order[batch * distinct : (batch + 1) * distinct]
+            keys = [SampleKey(epoch, image, copy) for copy in range(self.copies) for image in images]
+            yield keys[: self.batch_size]
+
+    def _permutation(self, epoch: int) -> Sequence[int]:
+        if not self.shuffle:
+            return range(self.length)
+        generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
+        return torch.randperm(self.length, generator=generator).tolist()
+
+
+class SeededDataset(Dataset):
+    """Source and transform as a map-style data set over `SampleKey`: image (3, H, W) float32, label int.
+
+    Checks labels against `num_classes` (-1, no label, passes). Random states are restored once per batch where the
+    samples are made in the training process itself (workers = 0).
+    """
+
+    def __init__(self, source: Source, transform: Transform, seed: int, num_classes: int | None = None) -> None:
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> tuple[torch.Tensor, int]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> list[tuple[torch.Tensor, int]]:
+        """A batch at once; torch's loader calls this where it exists."""
+        if get_worker_info() is not None:
+            return [self._sample(key) for key in keys]
+        with kept_random_states():
+            return [self._sample(key) for key in keys]
+
+    def _sample(self, key: SampleKey) -> tuple[torch.Tensor, int]:
+        pixels, label = self.source.read(key.image)
+        if not -1 <= label < (self.num_classes or label + 1):
+            raise DataError(
+                f"image {key.image} has label {label}, but num_classes={self.num_classes} allows 0 to "
+                f"{(self.num_classes or 0) - 1}; use a model with enough outputs, or a class_map file"
+            )
+        if self.transform.random:
+            set_random_states(seed_of("sample", self.seed, *key))
+        return self.transform(pixels), label
+
+
+class SeededStream(IterableDataset):
+    """A timm iterable data set ("wds/", "hfids/") whose n-th sample per worker is augmented from (seed, epoch, worker, n).
+
+    A stream has no index: its order comes from timm's reader and does depend on the number of workers.
+    """
+
+    def __init__(self, stream: IterableDataset, transform: Transform, seed: int) -> None:
+        self.stream = stream
+        self.transform = transform
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Samples as the reader counts them; 0 where it does not know."""
+        return len(self.stream)  # type: ignore[arg-type]
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """The next iteration gives `epoch`, always from its beginning: streams resume by replay (`epoch_batches`)."""
+        self.epoch = epoch
+        self.stream.set_epoch(epoch)  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+        worker = get_worker_info()
+        name = worker.id if worker is not None else 0
+        for count, (image, label) in enumerate(self.stream):
+            with kept_random_states():
+                set_random_states(seed_of("stream", self.seed, self.epoch, name, count))
+                values = self.transform(np.asarray(image))
+            yield values, int(label)
+
+
+def epoch_batches(
+    loader: Iterable[Batch], order: EpochOrder | SeededStream, epoch: int, start: int = 0
+) -> Iterator[Batch]:
+    """The batches of an epoch from number `start` on; `loader` may have been through `accelerator.prepare`.
+
+    A map-style data set jumps there; a stream is replayed from the epoch's beginning and its first batches dropped.
+    """
+    order.seek(epoch, start)
+    return iter(loader) if isinstance(order, EpochOrder) else islice(loader, start, None)
