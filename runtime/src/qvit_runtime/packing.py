@@ -1,0 +1,83 @@
+"""Weight codes at their learned width: a 3-bit code takes three bits of the file, not eight.
+
+The codes of a weight are cut into its blocks, row groups first:
+
+    codes (out, in)            +-------+-------+
+    2 x 2 groups               |   0   |   1   |      file:  | block 0 | block 1 | block 2 | block 3 |
+                               +-------+-------+
+                               |   2   |   3   |
+                               +-------+-------+
+
+A block is its codes in row-major order, each as the low `bits` bits of its two's complement, written one after the
+other into a stream of bits that starts at the low end of the first byte. For bits = 3 and codes a, b, c, ...:
+
+    byte           0                 1                 2
+    bit     0 1 2 3 4 5 6 7   0 1 2 3 4 5 6 7   0 1 2 3 4 5 6 7
+            a a a b b b c c   c d d d e e e f   f f g g g h h h          8 codes in 3 bytes
+
+The last byte of a block is filled up with zero bits, so every block starts on a byte; readers refuse a fill that is not
+zero, so that equal weights have equal bytes. The widths of the blocks stand elsewhere (the artifact's header): the
+length of everything follows from them before a byte is read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def packed_bytes(shape: tuple[int, int], bits: np.ndarray) -> np.ndarray:
+    """Bytes of each block, int64 (row_groups, column_groups), for codes of this (out, in) shape."""
+    rows, columns = bits.shape
+    count = (shape[0] // rows) * (shape[1] // columns)
+    return (count * bits.astype(np.int64) + 7) // 8
+
+
+def pack(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """int8 codes (out, in) and bits (row_groups, column_groups) -> uint8 (sum of packed_bytes,).
+
+    Raises ValueError when a code does not fit its block's bits.
+    """
+    blocks, sizes = _blocks(codes, bits), packed_bytes((codes.shape[0], codes.shape[1]), bits).ravel()
+    starts = np.cumsum(sizes) - sizes
+    packed = np.zeros(int(sizes.sum()), np.uint8)
+    for width in np.unique(bits):
+        chosen = np.flatnonzero(bits.ravel() == width)
+        top = 1 << (int(width) - 1)
+        if blocks[chosen].min() < -top or blocks[chosen].max() >= top:
+            raise ValueError(f"codes do not fit {width} bits, allowed: {-top}..{top - 1}")
+        # (blocks, codes) -> (blocks, codes, 8), of which the low bits are kept
+        stream = np.unpackbits(blocks[chosen].view(np.uint8)[..., None], axis=-1, bitorder="little")[..., :width]
+        rows = np.packbits(stream.reshape(len(chosen), -1), axis=1, bitorder="little")
+        packed[starts[chosen][:, None] + np.arange(rows.shape[1])] = rows
+    return packed
+
+
+def unpack(packed: np.ndarray, shape: tuple[int, int], bits: np.ndarray) -> np.ndarray:
+    """uint8 (bytes,) -> int8 codes (out, in): the inverse of `pack`.
+
+    Raises ValueError when the number of bytes does not follow from the shape and bits, or a fill bit is set.
+    """
+    sizes = packed_bytes(shape, bits).ravel()
+    if packed.shape != (int(sizes.sum()),):
+        raise ValueError(f"{packed.size} packed bytes, allowed: {int(sizes.sum())}")
+    starts = np.cumsum(sizes) - sizes
+    count = (shape[0] // bits.shape[0]) * (shape[1] // bits.shape[1])
+    blocks = np.empty((bits.size, count), np.int8)
+    for width in np.unique(bits):
+        chosen = np.flatnonzero(bits.ravel() == width)
+        rows = packed[starts[chosen][:, None] + np.arange(sizes[chosen[0]])]
+        stream = np.unpackbits(rows, axis=1, bitorder="little")
+        if stream[:, count * width :].any():
+            raise ValueError("a fill bit behind a block is set, allowed: zero")
+        low = np.packbits(stream[:, : count * width].reshape(len(chosen), count, width), axis=-1, bitorder="little")
+        sign = np.uint8(1 << (int(width) - 1))
+        blocks[chosen] = ((low[..., 0] ^ sign) - sign).view(np.int8)  # extend the sign from `width` to 8 bits
+    rows_of_blocks = blocks.reshape(*bits.shape, shape[0] // bits.shape[0], shape[1] // bits.shape[1])
+    return np.ascontiguousarray(rows_of_blocks.swapaxes(1, 2)).reshape(shape)
+
+
+def _blocks(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """(out, in) -> (row_groups * column_groups, codes of a block), contiguous."""
+    (rows, columns), (out_features, in_features) = bits.shape, codes.shape
+    cut = codes.reshape(rows, out_features // rows, columns, in_features // columns).swapaxes(1, 2)
+    return np.ascontiguousarray(cut).reshape(rows * columns, -1)
