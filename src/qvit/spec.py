@@ -1,0 +1,158 @@
+"""What to quantize and how, as frozen values that round-trip to JSON.
+
+    Spec(weights=LearnedBits(2, 8), activations=LearnedBits(2, 8), heads=PerHead())      Q-ViT: head-wise learned bits
+    Spec(weights=LearnedBits(2, 8), activations=LearnedBits(2, 8), heads=PerTensor())    layer-wise learned bits
+    Spec(weights=FixedBits(3), activations=FixedBits(3))                                 uniform LSQ
+    Spec(..., scale=SingleScale())                                                       ablation: no switchable scale
+    Spec(..., scale=SharedScale())                                                       the bank of the authors' code
+
+A value says one thing and is validated where it is made. Which tensor gets which value is decided in `convert`, by role,
+and can be overridden by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+MIN_BITS, MAX_BITS = 2, 8
+
+
+def _check_bits(what: str, bits: float) -> None:
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"{what} is {bits}; bit-widths go from {MIN_BITS} to {MAX_BITS}")
+
+
+@dataclass(frozen=True)
+class FixedBits:
+    """One bit-width, never changed: plain learned-step-size quantization."""
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        _check_bits("FixedBits.bits", self.bits)
+        if self.bits != int(self.bits):
+            raise ValueError(f"FixedBits.bits is {self.bits}; it must be a whole number")
+
+
+@dataclass(frozen=True)
+class LearnedBits:
+    """A bit-width learned in [low, high], starting at `start` (a real number: bits are continuous until the lock)."""
+
+    low: int = 2
+    high: int = 8
+    start: float = 5.0
+
+    def __post_init__(self) -> None:
+        _check_bits("LearnedBits.low", self.low)
+        _check_bits("LearnedBits.high", self.high)
+        if self.low >= self.high:
+            raise ValueError(
+                f"LearnedBits({self.low}, {self.high}): low must be below high; use FixedBits for one width"
+            )
+        if not self.low <= self.start <= self.high:
+            raise ValueError(f"LearnedBits.start is {self.start}; it must lie in [{self.low}, {self.high}]")
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One group for the whole tensor."""
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """One group per attention head: rows of the fused qkv weight, columns of proj, the head axis of q, k, v and so on."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale per output channel of a weight (its bits keep the coarser groups of the spec)."""
+
+
+@dataclass(frozen=True)
+class SwitchableScale:
+    """A bank of one learned scale per candidate bit-width and group, shape (groups, 7) for bits 2..8."""
+
+
+@dataclass(frozen=True)
+class SharedScale:
+    """One bank of 7 shared by all groups of a tensor, as in the authors' code; a group reads the slot of its bits."""
+
+
+@dataclass(frozen=True)
+class SingleScale:
+    """One scale per group, whatever the bits: the ablation without the switchable scale."""
+
+
+Bits = FixedBits | LearnedBits
+Heads = PerTensor | PerHead
+WeightScale = PerTensor | PerChannel
+ScaleBank = SwitchableScale | SharedScale | SingleScale
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to quantize a model.
+
+    weights       bits of the weights of attention and MLP layers
+    activations   bits of their inputs, of q, k, v and of the attention map
+    heads         groups of everything that has heads
+    weight_scale  PerTensor: one scale per group of bits; PerChannel: one per output channel inside each group
+    scale         how many scales a group owns
+    edge          bits of the patch embedding, of the classifier and of their inputs
+    overrides     (pattern, bits) pairs on tensor names as the placement table prints them; the last match wins
+    keep_float    patterns on layer names that stay float, such as "head" or "blocks.0.mlp.*"
+    """
+
+    weights: Bits = LearnedBits()
+    activations: Bits = LearnedBits()
+    heads: Heads = PerHead()
+    weight_scale: WeightScale = PerTensor()
+    scale: ScaleBank = SwitchableScale()
+    edge: Bits = FixedBits(8)
+    overrides: tuple[tuple[str, Bits], ...] = ()
+    keep_float: tuple[str, ...] = ()
+
+
+VALUES = {
+    cls.__name__: cls
+    for cls in (FixedBits, LearnedBits, PerTensor, PerHead, PerChannel, SwitchableScale, SharedScale, SingleScale)
+}
+
+
+def spec_to_dict(spec: Spec) -> dict[str, Any]:
+    """A spec as JSON-ready values; each choice becomes {"kind": its class name, ...its fields}."""
+
+    def value(x: Any) -> Any:
+        if isinstance(x, tuple):
+            return [value(item) for item in x]
+        if dataclasses.is_dataclass(x) and not isinstance(x, type):
+            return {"kind": type(x).__name__, **dataclasses.asdict(x)}
+        return x
+
+    return {f.name: value(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+
+
+def spec_from_dict(data: dict[str, Any]) -> Spec:
+    """The inverse of spec_to_dict. Unknown keys and kinds raise ValueError with the allowed ones."""
+
+    def value(x: Any) -> Any:
+        if isinstance(x, dict):
+            kind = x.get("kind")
+            if kind not in VALUES:
+                raise ValueError(f"unknown kind {kind!r} in a spec; known: {', '.join(VALUES)}")
+            fields = {k: v for k, v in x.items() if k != "kind"}
+            unknown = set(fields) - {f.name for f in dataclasses.fields(VALUES[kind])}
+            if unknown:
+                raise ValueError(f"unknown field {sorted(unknown)} of {kind} in a spec")
+            return VALUES[kind](**fields)
+        if isinstance(x, list):
+            return tuple(value(item) for item in x)
+        return x
+
+    known = [f.name for f in dataclasses.fields(Spec)]
+    unknown = set(data) - set(known)
+    if unknown:
+        raise ValueError(f"unknown key {sorted(unknown)} in a spec; known: {', '.join(known)}")
+    return Spec(**{key: value(item) for key, item in data.items()})

@@ -1,0 +1,87 @@
+"""Which timm models qvit takes apart, and what it refuses, by name.
+
+Supported: VisionTransformer and its distilled form made of Block, Attention (fused qkv, optional QK-norm; no gate, no
+scale norm), Mlp with exact GELU, PatchEmbed, LayerScale, register tokens; SwinTransformer. That covers vit_*, deit_*,
+deit3_*, dinov2_* and swin_*. Everything with parameters must be of a type listed here, so that no layer is silently
+left in float: an unknown one is refused with its name, its type and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import timm.layers as timm_layers
+from timm.layers.attention import Attention
+from timm.models import swin_transformer as swin
+from timm.models import vision_transformer as vit
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.swin_transformer import SwinTransformer, WindowAttention
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+MODELS: tuple[type[nn.Module], ...] = (VisionTransformer, VisionTransformerDistilled, SwinTransformer)
+
+# Types that own parameters and are understood, as a container or as a float operation.
+KNOWN: tuple[type[nn.Module], ...] = (
+    *MODELS,
+    nn.Sequential,
+    nn.Linear,
+    nn.Conv2d,
+    nn.LayerNorm,
+    timm_layers.LayerNorm,
+    timm_layers.PatchEmbed,
+    timm_layers.Mlp,
+    timm_layers.ClassifierHead,
+    vit.Block,
+    vit.LayerScale,
+    Attention,
+    swin.SwinTransformerStage,
+    swin.SwinTransformerBlock,
+    swin.PatchMerging,
+    WindowAttention,
+)
+
+
+class UnsupportedModelError(TypeError):
+    """The model, or one module in it, cannot be quantized; the text names it."""
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raise UnsupportedModelError naming the first thing that qvit does not know how to quantize."""
+    if type(model) not in MODELS:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not supported; qvit quantizes timm models of the classes "
+            f"{', '.join(cls.__name__ for cls in MODELS)}"
+        )
+    for name, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=True)) and type(module) not in KNOWN:
+            raise UnsupportedModelError(
+                f"{name} is a {type(module).__name__}, which qvit does not quantize; it knows Block, Attention, Mlp, "
+                "PatchEmbed, LayerScale, PatchMerging and WindowAttention of timm"
+            )
+        for reason in _refusals(name, module):
+            raise UnsupportedModelError(reason)
+
+
+def _refusals(name: str, module: nn.Module) -> Iterator[str]:
+    if isinstance(module, Attention):
+        if module.gate is not None:
+            yield f"{name} has a gate; gated attention is not supported"
+        if not isinstance(module.norm, nn.Identity):
+            yield f"{name} normalises its output (scale_norm); that is not supported"
+    if isinstance(module, timm_layers.Mlp):
+        if type(module.act) is not nn.GELU or module.act.approximate != "none":
+            yield f"{name}.act is {module.act}; only the exact GELU is supported"
+        if not isinstance(module.norm, nn.Identity):
+            yield f"{name}.norm is a {type(module.norm).__name__}; a norm inside the MLP is not supported"
+    if isinstance(module, timm_layers.PatchEmbed) and module.proj.kernel_size != module.proj.stride:
+        yield f"{name}.proj has kernel {module.proj.kernel_size} and stride {module.proj.stride}; they must be equal"
+    if isinstance(module, timm_layers.PatchEmbed) and module.patch_size[0] != module.patch_size[1]:
+        yield f"{name} has patches of {module.patch_size}; they must be square"
+    if isinstance(module, VisionTransformer):
+        if module.attn_pool is not None:
+            yield f"attn_pool is a {type(module.attn_pool).__name__}; attention pooling is not supported"
+        if module.global_pool not in ("token", "avg"):
+            yield f"global_pool is {module.global_pool!r}; supported: 'token', 'avg'"
+    if isinstance(module, SwinTransformer) and module.global_pool != "avg":
+        yield f"global_pool is {module.global_pool!r}; supported for Swin: 'avg'"
