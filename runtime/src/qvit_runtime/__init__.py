@@ -1,5 +1,8 @@
 """qvit-runtime: read, check and run `.qvit` programs, low-bit integer Vision Transformers. No torch anywhere."""
 
+from .artifact import ArtifactError as ArtifactError
+from .artifact import load as load
+from .artifact import save as save
 from .check import check as check
 from .check_data import ProgramError as ProgramError
 from .interpreter import run as run

@@ -139,6 +139,10 @@ def check_preprocess(preprocess: p.Preprocess, input_shape: tuple[int, ...], out
     where = "preprocess"
     if not isinstance(preprocess, p.Preprocess):
         raise fail(where, type(preprocess).__name__, "a Preprocess")
+    if not isinstance(preprocess.size, tuple) or len(preprocess.size) != 2:
+        raise fail(f"{where}: size", repr(preprocess.size), "(height, width)")
+    for side in preprocess.size:
+        check_int(f"{where}: size", side, 1, MAX_ELEMENTS)
     if preprocess.size != input_shape[1:]:
         raise fail(f"{where}: size", preprocess.size, f"the input's (height, width) {input_shape[1:]}")
     check_float(f"{where}: crop", preprocess.crop, 0.01, 1.0)
@@ -156,7 +160,7 @@ def check_preprocess(preprocess: p.Preprocess, input_shape: tuple[int, ...], out
         found = len(labels) if isinstance(labels, tuple) else type(labels).__name__
         raise fail(f"{where}: labels", found, f"a tuple of 0 or {output_shape[-1]} names")
     for label in labels:
-        check_text(f"{where}: a label", label)
+        check_text(f"{where}: a label", label, "")
 
 
 def check_metadata(metadata: dict[str, str]) -> None:
@@ -167,9 +171,10 @@ def check_metadata(metadata: dict[str, str]) -> None:
         check_text(f"metadata {key!r}", value)
 
 
-def check_text(where: str, text: object) -> None:
-    if not isinstance(text, str) or len(text) > MAX_TEXT:
-        raise fail(where, repr(text), f"at most {MAX_TEXT} characters")
+def check_text(where: str, text: object, also: str = "\n\t") -> None:
+    """Printable text, which half a surrogate is not: it could be neither shown nor stored."""
+    if not isinstance(text, str) or len(text) > MAX_TEXT or not all(c.isprintable() or c in also for c in text):
+        raise fail(where, repr(text), f"at most {MAX_TEXT} printable characters")
 
 
 def _describe(array: object) -> str:

@@ -1,0 +1,127 @@
+"""The `.qvit` file: `save` writes a Program, `load` reads it back bit for bit. The layout is on one page in docs/format.md.
+
+A file is a safetensors container (`tensor_file`). Its metadata says which format and version it is and holds the Program
+as JSON (`program_json`); its tensors are
+
+    weight/NAME/codes    U8   packed at the widths of the JSON (`packing`)
+    weight/NAME/scale    F32  (row_groups, column_groups)
+    constant/NAME        F32
+
+Nothing in a file is trusted. Sizes are compared before anything is allocated, so a file can never ask for more memory
+than a small multiple of its own size; names must be exactly the expected ones; in the end `check` decides about the
+Program as a whole. Nothing is unpickled, nothing is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from . import program as p
+from .check import check
+from .check_data import ProgramError
+from .packing import pack, packed_bytes, unpack
+from .program_json import Skeleton, from_json, keys, to_json
+from .tensor_file import MAX_DATA, FormatError, Tensors, decode, encode, parse_json
+
+FORMAT, VERSION = "qvit", "1"
+
+
+class ArtifactError(ValueError):
+    """A file that is not a `.qvit` artifact this version can read; the message is one line: file, field, found, allowed."""
+
+
+def to_bytes(program: p.Program) -> bytes:
+    """The content of an artifact. Raises ProgramError when the program is not well formed."""
+    check(program)
+    tensors: Tensors = {f"constant/{name}": constant for name, constant in program.constants.items()}
+    for name, weight in program.weights.items():
+        tensors[f"weight/{name}/codes"] = pack(weight.codes, weight.bits)
+        tensors[f"weight/{name}/scale"] = weight.scale
+    text = json.dumps(to_json(program), separators=(",", ":"), allow_nan=False)
+    return encode(tensors, {"format": FORMAT, "version": VERSION, "program": text})
+
+
+def save(program: p.Program, path: str | os.PathLike[str]) -> None:
+    """Write an artifact, atomically: after a crash the path holds the old file or the whole new one.
+
+    Raises ProgramError when the program is not well formed; then nothing is written.
+    """
+    content, path = to_bytes(program), Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same folder, so that replace is a rename
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> p.Program:
+    """Read an artifact into a well-formed Program.
+
+    Raises ArtifactError for anything that is wrong with the content, OSError when the file cannot be read at all.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_DATA:
+            raise ArtifactError(f"{path}: the file has {size} bytes, allowed: at most {MAX_DATA}")
+        content = file.read()
+    try:
+        return from_bytes(content)
+    except (FormatError, ProgramError) as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def from_bytes(content: bytes) -> p.Program:
+    """The Program of an artifact's content. Raises FormatError or ProgramError."""
+    tensors, metadata = decode(content)
+    keys(metadata, "__metadata__", ["format", "version", "program"])
+    for key, allowed in (("format", FORMAT), ("version", VERSION)):
+        if metadata[key] != allowed:
+            raise FormatError(f"__metadata__: {key} is {metadata[key][:20]!r}, allowed: {allowed!r}")
+    skeleton = from_json(parse_json("program", metadata["program"].encode("utf-8", "surrogatepass")))
+    _check_names(skeleton, tensors)
+    program = replace(
+        skeleton.program,
+        weights={name: _weight(name, skeleton, tensors) for name in skeleton.weights},
+        constants={name: _float(f"constant/{name}", tensors) for name in skeleton.constants},
+    )
+    check(program)
+    return program
+
+
+def _check_names(skeleton: Skeleton, tensors: Tensors) -> None:
+    """The tensors are those the Program calls for: none missing, none too many."""
+    expected = {f"constant/{name}" for name in skeleton.constants}
+    expected |= {f"weight/{name}/{part}" for name in skeleton.weights for part in ("codes", "scale")}
+    for name in sorted(expected ^ tensors.keys()):
+        raise FormatError(f"tensor {name[:100]!r} is {'missing' if name in expected else 'not used by the program'}")
+
+
+def _float(name: str, tensors: Tensors) -> np.ndarray:
+    if tensors[name].dtype != np.float32:
+        raise FormatError(f"tensor {name[:100]!r}: dtype is U8, allowed: F32")
+    return tensors[name]
+
+
+def _weight(name: str, skeleton: Skeleton, tensors: Tensors) -> p.Weight:
+    shape, bits = skeleton.weights[name]
+    packed, where = tensors[f"weight/{name}/codes"], f"tensor {f'weight/{name}/codes'[:100]!r}"
+    size = int(packed_bytes(shape, bits).sum())
+    if packed.dtype != np.uint8 or packed.shape != (size,):
+        raise FormatError(
+            f"{where} is {packed.dtype} {packed.shape}, allowed: uint8 ({size},), as its shape and bits say"
+        )
+    try:
+        codes = unpack(packed, shape, bits)
+    except ValueError as error:
+        raise FormatError(f"{where}: {error}") from None
+    return p.Weight(codes, bits, _float(f"weight/{name}/scale", tensors))
