@@ -10,26 +10,16 @@ in use, and must not see the images on which it will be judged. Which image come
 is `data_order`'s business; what a file becomes, `augment`'s; where files come from, `data_sources`'.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from timm.data import create_dataset
 from torch.utils.data import DataLoader
 
 from qvit.augment import Transform, eval_transform, mixup_batch, train_transform
 from qvit.data_config import DataConfig, DataError, resolve_data
 from qvit.data_order import Batch, EpochOrder, SampleKey, SeededDataset, SeededStream, epoch_batches
-from qvit.data_sources import (
-    Source,
-    UnlabelledFolder,
-    decode,
-    existing_folder,
-    find_split_folder,
-    limit,
-    open_timm,
-    read_class_map,
-    require,
-)
+from qvit.data_sources import Source, UnlabelledFolder, decode, find_split_folder, limit, open_timm
+from qvit.data_streams import PREFIXES, images_of, open_eval_stream, open_training_streams, stream_loader
 from qvit.digits import open_digits
 from qvit.seeds import seed_of
 
@@ -46,6 +36,7 @@ __all__ = [
     "epoch_batches",
     "mixup_batch",
     "open_data",
+    "open_eval",
     "resolve_data",
 ]
 
@@ -58,8 +49,10 @@ class Splits:
     """Augmented training images, shuffled, whole batches only; iterate with `epoch_batches(loader, order, epoch)`."""
     order: EpochOrder | SeededStream
     """Moves `train` to an epoch and a batch, also after `accelerator.prepare(train)`."""
+    train_batches: int
+    """Training batches in an epoch."""
     calibration: DataLoader
-    """Training images through the evaluation transform, in one fixed random order, all of them."""
+    """Training images through the evaluation transform, all of them, in one random order fixed by the seed."""
     eval: DataLoader
     """Evaluation images in file order, all of them."""
     class_names: tuple[str, ...]
@@ -75,8 +68,8 @@ def open_data(
 ) -> Splits:
     """Open the training and evaluation splits of a resolved config.
 
-    `max_train_images` and `max_eval_images` keep a fixed random choice, the same for every seed. Streams ("wds/",
-    "hfids/") come in their reader's order, which depends on the number of workers, and resume by replay.
+    `max_train_images` and `max_eval_images` keep a fixed random choice, the same for every seed. For the streams
+    "wds/" and "hfids/" see `data_streams`: their order depends on the number of workers, and they resume by replay.
 
     Raises:
         DataError: blanks in the config, missing folder or split, no images, fewer images than a batch, class folders
@@ -84,36 +77,43 @@ def open_data(
             decoded or a label out of range.
         ImportError: an optional package is missing; says what to install.
     """
-    if config.dataset.startswith(("wds/", "hfids/")):
+    if config.dataset.startswith(PREFIXES):
         return _open_streams(config, seed, max_train_images, max_eval_images)
-    train_source, eval_source = _open_sources(config)
-    train_source, eval_source = limit(train_source, max_train_images), limit(eval_source, max_eval_images)
-    _check_classes(train_source, config)
-    if len(train_source) < config.batch_size:
+    train, evaluation = _open_sources(config)
+    train, evaluation = _in_memory(limit(train, max_train_images), config), limit(evaluation, max_eval_images)
+    if len(train) < config.batch_size:
         raise DataError(
-            f"{len(train_source)} training images do not fill one batch of {config.batch_size}; give a smaller batch_size"
+            f"{len(train)} training images do not fill one batch of {config.batch_size}; give a smaller batch_size"
         )
-    if config.cache_decoded and config.dataset != "digits":
-        train_source, eval_source = decode(train_source), decode(eval_source)
-    order = EpochOrder(
-        len(train_source),
-        config.batch_size,
-        seed,
-        shuffle=True,
-        drop_last=True,
-        copies=config.repeated_augmentation,
-    )
-    calibration_order = EpochOrder(len(train_source), config.eval_batch_size, seed, shuffle=True, drop_last=False)
-    eval_order = EpochOrder(len(eval_source), config.eval_batch_size, seed, shuffle=False, drop_last=False)
+    copies = config.repeated_augmentation
+    order = EpochOrder(len(train), config.batch_size, seed, shuffle=True, drop_last=True, copies=copies)
+    calibration_order = EpochOrder(len(train), config.eval_batch_size, seed, shuffle=True, drop_last=False)
     return Splits(
-        train=_loader(train_source, train_transform(config), order, config),
+        train=_loader(train, train_transform(config), order, config),
         order=order,
-        calibration=_loader(train_source, eval_transform(config), calibration_order, config),
-        eval=_loader(eval_source, eval_transform(config), eval_order, config),
-        class_names=train_source.class_names,
-        train_images=len(train_source),
-        eval_images=len(eval_source),
+        train_batches=len(order),
+        calibration=_loader(train, eval_transform(config), calibration_order, config),
+        eval=_eval_loader(evaluation, config),
+        class_names=train.class_names,
+        train_images=len(train),
+        eval_images=len(evaluation),
     )
+
+
+def open_eval(config: DataConfig, max_images: int | None = None) -> DataLoader:
+    """The evaluation loader alone, the same as `open_data(...).eval`: a training split need not exist.
+
+    Folder classes are numbered by their own sorted names, or by `config.class_map`. Raises as `open_data` does.
+    """
+    if config.dataset.startswith(PREFIXES):
+        _refuse_limit(max_images)
+        return stream_loader(open_eval_stream(config), config.eval_batch_size, config.workers, drop_last=False)
+    return _eval_loader(limit(_open_source(config, config.eval_split), max_images), config)
+
+
+def _eval_loader(source: Source, config: DataConfig) -> DataLoader:
+    order = EpochOrder(len(source), config.eval_batch_size, 0, shuffle=False, drop_last=False)
+    return _loader(_in_memory(source, config), eval_transform(config), order, config)
 
 
 def _loader(source: Source, transform: Transform, order: EpochOrder, config: DataConfig) -> DataLoader:
@@ -127,13 +127,29 @@ def _loader(source: Source, transform: Transform, order: EpochOrder, config: Dat
     )
 
 
-def _open_sources(config: DataConfig) -> tuple[Source, Source]:
-    """Training and evaluation sources, map-style."""
+def _in_memory(source: Source, config: DataConfig) -> Source:
+    return decode(source) if config.cache_decoded and config.dataset != "digits" else source
+
+
+def _open_source(config: DataConfig, split: str) -> Source:
+    """One split, map-style; its classes must fit `num_classes`."""
     if config.dataset == "digits":
-        return open_digits(config.train_split), open_digits(config.eval_split)
-    if config.dataset == "images":
-        return _open_flat(config.root, config.train_split), _open_flat(config.root, config.eval_split)
-    train, evaluation = open_timm(config, config.train_split), open_timm(config, config.eval_split)
+        source: Source = open_digits(split)
+    elif config.dataset == "images":
+        source = UnlabelledFolder(find_split_folder(config.root, split))
+    else:
+        source = open_timm(config, split)
+    if config.num_classes is not None and len(source.class_names) > config.num_classes:
+        raise DataError(
+            f"the data set has {len(source.class_names)} classes, but num_classes={config.num_classes}; "
+            f"use a model with num_classes={len(source.class_names)}"
+        )
+    return source
+
+
+def _open_sources(config: DataConfig) -> tuple[Source, Source]:
+    """Training and evaluation splits that number their classes alike."""
+    train, evaluation = _open_source(config, config.train_split), _open_source(config, config.eval_split)
     if train.class_names == evaluation.class_names:
         return train, evaluation
     unknown = sorted(set(evaluation.class_names) - set(train.class_names))
@@ -147,73 +163,24 @@ def _open_sources(config: DataConfig) -> tuple[Source, Source]:
     return train, open_timm(config, config.eval_split, class_map)
 
 
-def _open_flat(root: str, split: str) -> UnlabelledFolder:
-    return UnlabelledFolder(find_split_folder(root, split) if split else existing_folder(root))
-
-
-def _check_classes(source: Source, config: DataConfig) -> None:
-    if config.num_classes is not None and len(source.class_names) > config.num_classes:
-        raise DataError(
-            f"the data set has {len(source.class_names)} classes, but num_classes={config.num_classes}; "
-            f"use a model with num_classes={len(source.class_names)}"
-        )
-
-
 def _open_streams(config: DataConfig, seed: int, max_train_images: int | None, max_eval_images: int | None) -> Splits:
-    """timm's iterable readers, one process only: they and Accelerate would both shard."""
-    require("webdataset" if config.dataset.startswith("wds/") else "datasets", f"dataset={config.dataset!r}", "data")
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
-        raise DataError(
-            f"dataset={config.dataset!r} is a stream, which one process alone can read; use 'hfds/' or folders"
-        )
-    if max_train_images is not None or max_eval_images is not None:
-        raise DataError("a stream cannot be limited to a number of images; name fewer shards in the split instead")
-    if config.repeated_augmentation > 1 or config.cache_decoded:
-        raise DataError("a stream has no repeated_augmentation and no cache_decoded; use 'hfds/' or folders for these")
-    train = _open_stream(config, config.train_split, seed, train_transform(config), training=True)
-    calibration = _open_stream(config, config.train_split, seed, eval_transform(config), training=False)
-    evaluation = _open_stream(config, config.eval_split, seed, eval_transform(config), training=False)
-    once = replace(config, batch_size=config.eval_batch_size)
+    _refuse_limit(max_train_images)
+    _refuse_limit(max_eval_images)
+    train, calibration = open_training_streams(config, seed)
+    evaluation = open_eval_stream(config)
+    assert train.batches is not None
     return Splits(
-        train=_stream_loader(train, config, drop_last=True),
+        train=stream_loader(train, config.batch_size, config.workers, drop_last=True),
         order=train,
-        calibration=_stream_loader(calibration, once, drop_last=False),
-        eval=_stream_loader(evaluation, once, drop_last=False),
+        train_batches=train.batches,
+        calibration=stream_loader(calibration, config.eval_batch_size, config.workers, drop_last=False),
+        eval=stream_loader(evaluation, config.eval_batch_size, config.workers, drop_last=False),
         class_names=(),
-        train_images=len(train),
-        eval_images=len(evaluation),
+        train_images=images_of(train),
+        eval_images=images_of(evaluation),
     )
 
 
-def _open_stream(config: DataConfig, split: str, seed: int, transform: Transform, *, training: bool) -> SeededStream:
-    try:
-        stream = create_dataset(
-            config.dataset,
-            root=config.root or None,
-            split=split,
-            is_training=training,
-            class_map=read_class_map(config.class_map),  # type: ignore[arg-type]  # timm says dict
-            batch_size=config.batch_size if training else config.eval_batch_size,
-            seed=seed,
-        )
-    except (RuntimeError, ValueError, FileNotFoundError) as error:
-        raise DataError(
-            f"dataset={config.dataset!r}, split={split!r} cannot be opened: {error} "
-            "For 'wds/' write splits as shards and a count, such as 'train-{0000..0009}.tar|50000'."
-        ) from error
-    stream.set_loader_cfg(num_workers=config.workers)
-    return SeededStream(stream, transform, seed)
-
-
-def _stream_loader(stream: SeededStream, config: DataConfig, *, drop_last: bool) -> DataLoader:
-    return DataLoader(
-        stream,
-        batch_size=config.batch_size,
-        drop_last=drop_last,
-        num_workers=config.workers,
-        generator=torch.Generator().manual_seed(seed_of("loader", stream.seed)),
-    )
+def _refuse_limit(images: int | None) -> None:
+    if images is not None:
+        raise DataError("a stream cannot be limited to a number of images; name fewer shards in the split instead")

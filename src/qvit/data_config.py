@@ -45,6 +45,10 @@ class DataConfig:
     """Split for evaluation, never for calibration. For folders "validation", "val" and "eval" find each other."""
     class_map: str = ""
     """Text file with one class (folder) name per line, in the order of the model's outputs; "" sorts the names."""
+    image_column: str = "image"
+    """Column of the images in "hfds/" and "hfids/" data sets."""
+    label_column: str = "label"
+    """Column of the labels in "hfds/" and "hfids/" data sets."""
     image_size: int | None = None
     """Side of the square input in pixels; None is the model's own."""
     mean: tuple[float, float, float] | None = None
@@ -154,7 +158,7 @@ def resolve_data(config: DataConfig, model: nn.Module) -> DataConfig:
     """Fill the fields that are `None` from a timm model; what is given stays.
 
     Size: the model's patch embedding, else `pretrained_cfg`. Mean, std, crop, crop mode and interpolation:
-    `pretrained_cfg` through timm. Classes: `model.num_classes` (0, a model without a head, stays None).
+    `pretrained_cfg` through timm; a model without one must be given mean and std, and crops nothing (crop 1.0). Classes: `model.num_classes` (0, a model without a head, stays None).
 
     Raises:
         DataError: the model says nothing and neither does the config, or the two contradict each other.

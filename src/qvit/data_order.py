@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from timm.data import IterableImageDataset
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from qvit.augment import Transform
@@ -116,53 +117,77 @@ class SeededDataset(Dataset):
 
     def _sample(self, key: SampleKey) -> tuple[torch.Tensor, int]:
         pixels, label = self.source.read(key.image)
-        if not -1 <= label < (self.num_classes or label + 1):
-            raise DataError(
-                f"image {key.image} has label {label}, but num_classes={self.num_classes} allows 0 to "
-                f"{(self.num_classes or 0) - 1}; use a model with enough outputs, or a class_map file"
-            )
+        check_label(label, self.num_classes, f"image {key.image}")
         if self.transform.random:
             set_random_states(seed_of("sample", self.seed, *key))
         return self.transform(pixels), label
 
 
 class SeededStream(IterableDataset):
-    """A timm iterable data set ("wds/", "hfids/") whose n-th sample per worker is augmented from (seed, epoch, worker, n).
+    """A timm iterable data set ("wds/", "hfids/"), augmented from (seed, epoch, worker, n) for a worker's n-th sample.
 
-    A stream has no index: its order comes from timm's reader and does depend on the number of workers.
+    A stream has no index. Its order comes from timm's reader and is a function of (seed, epoch, number of workers):
+    the one place where the number of workers matters. `batches` is the number of training batches in an epoch.
     """
 
-    def __init__(self, stream: IterableDataset, transform: Transform, seed: int) -> None:
+    def __init__(
+        self,
+        stream: IterableImageDataset,
+        transform: Transform,
+        seed: int,
+        num_classes: int | None = None,
+        batches: int | None = None,
+    ) -> None:
         self.stream = stream
         self.transform = transform
         self.seed = seed
+        self.num_classes = num_classes
+        self.batches = batches
         self.epoch = 0
 
-    def __len__(self) -> int:
-        """Samples as the reader counts them; 0 where it does not know."""
-        return len(self.stream)  # type: ignore[arg-type]
-
-    def seek(self, epoch: int, start: int = 0) -> None:
-        """The next iteration gives `epoch`, always from its beginning: streams resume by replay (`epoch_batches`)."""
+    def seek(self, epoch: int) -> None:
+        """The next iteration gives `epoch`, from its beginning."""
         self.epoch = epoch
-        self.stream.set_epoch(epoch)  # type: ignore[attr-defined]
+        self.stream.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
         worker = get_worker_info()
-        name = worker.id if worker is not None else 0
+        words = ("stream", self.seed, self.epoch, worker.id if worker is not None else 0)
+        self._restart_reader(seed_of(*words))
         for count, (image, label) in enumerate(self.stream):
+            check_label(label, self.num_classes, f"image {count} of the stream")
             with kept_random_states():
-                set_random_states(seed_of("stream", self.seed, self.epoch, name, count))
+                set_random_states(seed_of(*words, count))
                 values = self.transform(np.asarray(image))
             yield values, int(label)
+
+    def _restart_reader(self, seed: int) -> None:
+        """timm's webdataset reader shuffles with a state that remembers earlier epochs: a replay needs a fresh one."""
+        reader, worker = self.stream.reader, get_worker_info()
+        reader.ds = None
+        reader.worker_seed = seed
+        if worker is not None:  # what the reader would find out by itself, except for the seed
+            reader.worker_info, reader.worker_id, reader.num_workers = worker, worker.id, worker.num_workers
+
+
+def check_label(label: int, num_classes: int | None, name: str) -> None:
+    """Raises DataError unless the label is -1 (none) or below `num_classes` (None: any)."""
+    if label < -1 or (num_classes is not None and label >= num_classes):
+        allowed = f"num_classes={num_classes} allows 0 to {num_classes - 1}" if num_classes else "-1 is the least"
+        raise DataError(
+            f"{name} has label {label}, but {allowed}; use a model with enough outputs, or a class_map file"
+        )
 
 
 def epoch_batches(
     loader: Iterable[Batch], order: EpochOrder | SeededStream, epoch: int, start: int = 0
 ) -> Iterator[Batch]:
-    """The batches of an epoch from number `start` on; `loader` may have been through `accelerator.prepare`.
+    """The training batches of an epoch from number `start` on; `loader` may come from `accelerator.prepare`.
 
     A map-style data set jumps there; a stream is replayed from the epoch's beginning and its first batches dropped.
     """
-    order.seek(epoch, start)
-    return iter(loader) if isinstance(order, EpochOrder) else islice(loader, start, None)
+    if isinstance(order, EpochOrder):
+        order.seek(epoch, start)
+        return iter(loader)
+    order.seek(epoch)
+    return islice(loader, start, order.batches)

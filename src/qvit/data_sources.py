@@ -148,30 +148,45 @@ def decode(source: Source) -> ArraySource:
 
 def open_timm(config: DataConfig, split: str, class_map: dict[str, int] | None = None) -> ReaderSource:
     """An image folder or an "hfds/" data set, through timm's factory. Raises DataError."""
-    if config.dataset == "folder":
-        root = str(find_split_folder(config.root, split))
-    else:
+    folder = config.dataset == "folder"
+    root = str(find_split_folder(config.root, split)) if folder else config.root
+    if not folder:
         require("datasets", f"dataset={config.dataset!r}", "data")
-        root = config.root
     try:
         dataset = create_dataset(
-            "" if config.dataset == "folder" else config.dataset,
+            "" if folder else config.dataset,
             root=root or None,
             split=split,
             search_split=False,
             class_map=class_map or read_class_map(config.class_map),  # type: ignore[arg-type]  # timm says dict
+            input_key=None if folder else config.image_column,
+            target_key=None if folder else config.label_column,
         )
+        if not folder and config.label_column not in dataset.reader.dataset.column_names:
+            raise KeyError(config.label_column)
     except RuntimeError as error:
         if "Found 0 images" in str(error):
             raise no_images(Path(root)) from error
         raise
-    except (ValueError, FileNotFoundError) as error:
+    except KeyError as error:
         raise DataError(
-            f"dataset={config.dataset!r}, split={split!r} cannot be opened: {error} "
-            "Set dataset to a local folder or a hub name, and train_split and eval_split to splits it has."
+            f"dataset={config.dataset!r} has no column {error}; set image_column and label_column to columns it has"
         ) from error
+    except (ValueError, OSError) as error:
+        raise cannot_open(config, split, error) from error
+    if not len(dataset):
+        raise DataError(f"split {split!r} of dataset={config.dataset!r} holds no images; choose another split")
     names = sorted(dataset.reader.class_to_idx, key=dataset.reader.class_to_idx.__getitem__)
     return ReaderSource(dataset.reader, tuple(str(name) for name in names))
+
+
+def cannot_open(config: DataConfig, split: str, error: BaseException) -> DataError:
+    hint = (
+        "write splits as shards and a count, such as 'train-{0000..0009}.tar|50000'"
+        if config.dataset.startswith("wds/")
+        else "set dataset to a local folder or a hub name, and train_split and eval_split to splits that it has"
+    )
+    return DataError(f"dataset={config.dataset!r}, split {split!r} cannot be opened: {error}\n{hint}")
 
 
 def read_class_map(path: str) -> dict[str, int] | None:
