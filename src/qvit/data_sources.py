@@ -162,22 +162,29 @@ def open_timm(config: DataConfig, split: str, class_map: dict[str, int] | None =
             input_key=None if folder else config.image_column,
             target_key=None if folder else config.label_column,
         )
-        if not folder and config.label_column not in dataset.reader.dataset.column_names:
-            raise KeyError(config.label_column)
     except RuntimeError as error:
         if "Found 0 images" in str(error):
             raise no_images(Path(root)) from error
         raise
-    except KeyError as error:
-        raise DataError(
-            f"dataset={config.dataset!r} has no column {error}; set image_column and label_column to columns it has"
-        ) from error
     except (ValueError, OSError) as error:
         raise cannot_open(config, split, error) from error
     if not len(dataset):
         raise DataError(f"split {split!r} of dataset={config.dataset!r} holds no images; choose another split")
+    if not folder:
+        _check_columns(dataset.reader.dataset[0], config)
     names = sorted(dataset.reader.class_to_idx, key=dataset.reader.class_to_idx.__getitem__)
     return ReaderSource(dataset.reader, tuple(str(name) for name in names))
+
+
+def _check_columns(row: dict[str, object], config: DataConfig) -> None:
+    """The first row must hold an image and a label; `datasets` fills a column that does not exist with None."""
+    for field in ("image_column", "label_column"):
+        if row.get(getattr(config, field)) is None:
+            there = sorted(name for name, value in row.items() if value is not None)
+            raise DataError(
+                f"{field}={getattr(config, field)!r} is not a column of {config.dataset!r}, which has {there}; "
+                f"set {field} to one of these"
+            )
 
 
 def cannot_open(config: DataConfig, split: str, error: BaseException) -> DataError:

