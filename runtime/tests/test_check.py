@@ -103,6 +103,7 @@ FAULTS = {
     "preprocess size": (lambda: edit_preprocess(VIT, size=(8, 8)), r"preprocess: size is \(8, 8\)"),
     "preprocess crop": (lambda: edit_preprocess(VIT, crop=0.0), "preprocess: crop is 0.0"),
     "interpolation": (lambda: edit_preprocess(VIT, interpolation="cubic"), "interpolation is 'cubic'"),
+    "crop mode": (lambda: edit_preprocess(VIT, crop_mode="centre"), "crop_mode is 'centre', allowed: center, squash"),
     "mean of two": (lambda: edit_preprocess(VIT, mean=(0.5, 0.5)), "preprocess: mean is"),
     "std zero": (lambda: edit_preprocess(VIT, std=(0.0, 1.0, 1.0)), "preprocess: std is 0.0"),
     "labels": (lambda: edit_preprocess(VIT, labels=("cat", "dog")), "labels is 2, allowed: a tuple of 0 or 5 names"),

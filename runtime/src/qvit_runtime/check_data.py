@@ -24,6 +24,7 @@ MAX_CONSTANT = 1e12
 MAX_ENTRIES = 100_000
 MAX_TEXT = 10_000
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+CROP_MODES = ("center", "squash", "border")
 
 
 class ProgramError(ValueError):
@@ -146,8 +147,9 @@ def check_preprocess(preprocess: p.Preprocess, input_shape: tuple[int, ...], out
     if preprocess.size != input_shape[1:]:
         raise fail(f"{where}: size", preprocess.size, f"the input's (height, width) {input_shape[1:]}")
     check_float(f"{where}: crop", preprocess.crop, 0.01, 1.0)
-    if preprocess.interpolation not in INTERPOLATIONS:
-        raise fail(f"{where}: interpolation", repr(preprocess.interpolation), ", ".join(INTERPOLATIONS))
+    for field, allowed in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if getattr(preprocess, field) not in allowed:
+            raise fail(f"{where}: {field}", repr(getattr(preprocess, field)), ", ".join(allowed))
     channels = input_shape[0]
     for field, low in (("mean", -1e6), ("std", 1e-6)):
         numbers = getattr(preprocess, field)

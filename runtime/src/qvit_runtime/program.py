@@ -302,6 +302,7 @@ class Preprocess:
 
     size           (height, width) of the input
     crop           the resized image is size / crop before the centre crop
+    crop_mode      "center", "squash" or "border", see `preprocess`
     interpolation  "bicubic", "bilinear" or "nearest"
     mean, std      per channel, on RGB / 255
     labels         class names in order, or empty
@@ -309,6 +310,7 @@ class Preprocess:
 
     size: tuple[int, int]
     crop: float = 1.0
+    crop_mode: str = "center"
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)

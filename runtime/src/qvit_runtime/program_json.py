@@ -1,7 +1,7 @@
 """A Program as JSON, all but its arrays: what `artifact` stores in the header and `inspect` could print.
 
     {"name": "deit_tiny_patch16_224", "input": "image", "output": "head",
-     "preprocess": {"size": [224, 224], "crop": 0.9, "interpolation": "bicubic", "mean": [...], "std": [...], "labels": []},
+     "preprocess": {"size": [224, 224], "crop": 0.9, "crop_mode": "center", "interpolation": "bicubic", "mean": [...], "std": [...], "labels": []},
      "metadata": {},
      "ops": [{"op": "Quantize", "input": "image", "output": "image_codes"}, ...],
      "buffers": {"image": {"shape": [3, 224, 224]},
