@@ -251,7 +251,7 @@ def _patch_embed(emitter: Emitter, model: nn.Module, as_grid: bool) -> str:
     codes = emitter.emit(
         p.Patchify(image, "patch_embed.patches", patch), (*lead, features), emitter.buffers[image].grid
     )
-    return emitter.layer_norm(emitter.linear(codes, conv), embed.norm)  # type: ignore[union-attr, arg-type]
+    return emitter.layer_norm(emitter.linear(codes, conv), embed.norm)  # type: ignore[arg-type]
 
 
 def freeze_vit(emitter: Emitter, model: nn.Module) -> str:
@@ -351,5 +351,4 @@ def _attention_mask(block: SwinTransformerBlock) -> Tensor | None:
     """The mask of shifted windows; a model of dynamic image size keeps none and makes it in every forward pass."""
     if not block.dynamic_mask:
         return block.attn_mask  # type: ignore[return-value]
-    norm = block.norm1.weight
-    return block.get_attn_mask(device=norm.device, dtype=norm.dtype)
+    return block.get_attn_mask(device=block.attn.proj.weight.device, dtype=torch.float32)
