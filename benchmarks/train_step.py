@@ -22,9 +22,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import qvit.calibrate
-import qvit.convert
-import qvit.spec
+from qvit.calibrate import calibrate
+from qvit.convert import quantize
+from qvit.spec import Spec
 
 KINDS = ("float", "qat")
 
@@ -37,8 +37,8 @@ def make(kind: str, name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     images = torch.randn(batch, channels, height, width)
     labels = torch.randint(model.num_classes, (batch,))
     if kind == "qat":
-        model = qvit.convert.quantize(model, qvit.spec.Spec())
-        qvit.calibrate.calibrate(model, [images[:2]])
+        model = quantize(model, Spec())
+        calibrate(model, [images[:2]])
     return model.train(), images, labels
 
 
