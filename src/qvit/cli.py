@@ -1,7 +1,7 @@
 """The command line: one short function per verb. Each prints what it wrote and what to do next; --json FILE (or -) for machines.
 
 qvit run RECIPE [--out DIR] [--set KEY=VALUE ...] [--resume] [--dry-run]
-qvit eval WHAT --data DIR            a run directory, a .qvit artifact or a timm model name
+qvit eval WHAT [--data DIR]          a run directory, a .qvit artifact, a recipe (its float model) or a timm model name
 qvit cost MODEL --weight-bits 4 --activation-bits 4
 """
 
@@ -25,11 +25,24 @@ from .data import DataConfig, open_eval, resolve_data
 from .dry_run import dry_run
 from .evaluate import evaluate
 from .float_model import create_float_model
-from .pipeline import load, read_result, run_recipe
+from .pipeline import is_main, load, read_result, run_recipe
+from .quantizer import UncalibratedError
 from .recipe import ModelConfig, load_recipe, recipe_from_values
 from .spec import FixedBits, Spec
+from .support import UnsupportedModelError
 
-EXPECTED = (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError)
+EXPECTED = (
+    ValueError,
+    FloatingPointError,
+    ImportError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+    UnsupportedModelError,
+    UncalibratedError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = arguments.verb(arguments)
     except EXPECTED as error:
-        print(f"qvit: {error}", file=sys.stderr)
+        print(f"qvit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    if arguments.json:
+    if arguments.json and is_main():
         _write_json(arguments.json, result)
     return 0
 
@@ -60,9 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(verb=run_verb)
 
     evaluation = verbs.add_parser("eval", help="top-1 of a run, an artifact or a float model")
-    evaluation.add_argument("what", help="run directory, .qvit file, or timm model name")
-    evaluation.add_argument("--data", help="image folder, or a timm data set name such as hfds/FOLDER, or digits")
-    evaluation.add_argument("--split", default="validation")
+    evaluation.add_argument("what", help="run directory, .qvit file, recipe (its float model), or timm model name")
+    evaluation.add_argument(
+        "--data",
+        help="image folder, timm data set name such as hfds/FOLDER, or digits; a run and a recipe have their own",
+    )
+    evaluation.add_argument("--split", help="default: validation, or with a run's own data its evaluation split")
     evaluation.add_argument("--checkpoint", default="", help="float weights for a timm model name")
     evaluation.add_argument("--num-classes", type=int, default=0)
     evaluation.add_argument("--reference", help="compare predictions with this (run, .qvit or timm model name)")
@@ -90,6 +106,8 @@ def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"recipe": str(arguments.recipe), "checked": lines}
     out = arguments.out or Path("runs") / arguments.recipe.stem
     result = run_recipe(recipe, out, arguments.resume)
+    if not is_main():
+        return result
     rows = [read_result(folder) for folder in (out / "float", *sorted(out.glob("uniform*"))) if folder.is_dir()]
     _say(arguments, "", results_table([*rows, result]), "")
     _say(
@@ -126,6 +144,8 @@ def _number(value: float | None, width: int, digits: int) -> str:
 
 def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     """qvit eval"""
+    if not arguments.data and not Path(arguments.what).is_dir() and Path(arguments.what).suffix != ".toml":
+        raise ValueError(f"{arguments.what} does not say on which images to evaluate; give --data FOLDER, or digits")
     model, data = _open_model(arguments.what, arguments)
     reference = _open_model(arguments.reference, arguments)[0] if arguments.reference else None
     outcome = evaluate(model, open_eval(data, arguments.max_images), reference)
@@ -144,8 +164,12 @@ def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | qvit_runtime.Program, DataConfig]:
-    """A run, an artifact or a timm name, and the data settings that belong to it."""
+    """A run, an artifact, a recipe's float model or a timm name, and the data settings that belong to it."""
     path = Path(what)
+    if path.suffix == ".toml":
+        recipe = load_recipe(path)
+        model = create_float_model(recipe.model)
+        return model, resolve_data(_data_from(arguments, recipe.data), model)
     if path.suffix == ".qvit":
         program = qvit_runtime.load(path)
         prepare = program.preprocess
@@ -160,6 +184,8 @@ def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | q
         )
         return program, _data_from(arguments, base)
     if path.is_dir():
+        if not (path / "recipe.json").exists():
+            raise FileNotFoundError(f"{path} has no recipe.json, so it is no run directory")
         recipe = recipe_from_values(json.loads((path / "recipe.json").read_text()))
         return load(path), _data_from(arguments, recipe.data)
     config = ModelConfig(
@@ -174,10 +200,14 @@ def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | q
 
 def _data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
     if not arguments.data:
-        return base
+        return dataclasses.replace(base, eval_split=arguments.split or base.eval_split)
     named = arguments.data == "digits" or arguments.data.partition("/")[0] in ("hfds", "hfids", "wds")
-    place = {"dataset": arguments.data} if named else {"dataset": "folder", "root": arguments.data}
-    return dataclasses.replace(base, eval_split=arguments.split, **place)  # type: ignore[arg-type]
+    return dataclasses.replace(
+        base,
+        dataset=arguments.data if named else "folder",
+        root=base.root if named else arguments.data,
+        eval_split=arguments.split or "validation",
+    )
 
 
 def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """--dry-run: try a recipe without its data and without its weights, in seconds.
 
 The model is built (with random weights), a tiny folder of generated images stands in for the data set and goes through the
-recipe's own augmentation, the budget is checked against the model's reach, and two optimizer steps are made. What would
-fail after hours of a real run for a reason that has nothing to do with the data fails here.
+recipe's own augmentation, the budget is checked against the model's reach, two optimizer steps are made, the bits are
+locked and the result is frozen. What would fail after hours of a real run for a reason that has nothing to do with the
+data fails here.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .budget import check_reachable, reachable
+from .budget import check_budget, reachable
 from .calibrate import calibrate
 from .convert import quantize
 from .fit import fit
-from .pipeline import open_recipe
+from .freeze import freeze
+from .pipeline import open_recipe, preprocess_of
 from .recipe import Recipe
 
 BATCH = 4  # images per step; recipes ask for hundreds
@@ -70,14 +72,13 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
     yield f"model: {recipe.model.name}, {parameters / 1e6:.2f} M parameters"
     images, labels = next(islice(context.splits.train, 1))
     yield f"data: batches of {tuple(images.shape)}, labels {tuple(labels.shape)}"
-    config = dataclasses.replace(recipe.fit, epochs=1.0, lock_at=0.5)
-    model, budget = context.model, None
+    config = dataclasses.replace(recipe.fit, epochs=1.0, lock_at=0.5, accumulate=min(recipe.fit.accumulate, 2))
+    model, budget = context.model, recipe.budget if recipe.method == "qvit" else None
     if recipe.method == "qvit":
         model = quantize(context.model, recipe.quantize)
         calibrate(model, context.splits.calibration, 1)
-        budget = recipe.budget
+        check_budget(model, budget)
         if budget is not None:
-            check_reachable(model, budget)
             least, most = reachable(model, budget)
             yield f"budget: {budget.limit:g} {budget.unit}; this model reaches {least:.4f} to {most:.4f}"
     result = fit(
@@ -91,4 +92,7 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
         max_steps=steps,
         quiet=True,
     )
-    yield f"training: {steps} of {result.steps} steps done"
+    yield f"training: {min(steps, result.steps)} of {result.steps} steps done"
+    if recipe.method == "qvit":
+        program = freeze(model.eval(), budget, preprocess_of(context.data, context.splits), recipe.model.name)
+        yield f"freeze: {len(program.ops)} operations"

@@ -7,6 +7,7 @@ that does not fit is refused with the keys that are missing, left over or of ano
 from __future__ import annotations
 
 import pickle
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,17 @@ from .runs import CheckpointError
 
 
 def create_float_model(config: ModelConfig) -> nn.Module:
-    """A timm model with its weights, in eval mode. Raises ValueError for an unknown name, CheckpointError for weights."""
+    """A timm model with its weights, in eval mode. Raises ValueError for a name or argument, CheckpointError for weights."""
     arguments: dict[str, Any] = dict(config.arguments)
     if config.num_classes:
         arguments["num_classes"] = config.num_classes
+    if ":" not in config.name and not timm.is_model(config.name):  # hf-hub:NAME and local-dir:PATH are timm's to check
+        close = get_close_matches(config.name, timm.list_models(), n=5, cutoff=0.5)
+        raise ValueError(f"timm has no model {config.name!r}; similar: {', '.join(close) or 'none'}")
     try:
         model = timm.create_model(config.name, pretrained=config.pretrained, **arguments)
-    except RuntimeError as error:
-        close = timm.list_models(f"*{config.name.split('_')[0]}*")[:8]
-        raise ValueError(
-            f"timm has no model {config.name!r} ({error}); similar: {', '.join(close) or 'none'}"
-        ) from error
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"timm cannot make {config.name} with {arguments}: {error}") from error
     if config.checkpoint:
         load_float_weights(model, Path(config.checkpoint))
     return model.eval()

@@ -6,6 +6,9 @@
 
 Every row of an experiment (the float model trained here, a uniform baseline, the recipe itself) is trained by the same
 loop and leaves a run directory of its own; finished rows are recognised by their result.json and not trained again.
+
+With several processes (`accelerate launch -m qvit run ...`) all of them train; files, freeze and the final evaluations
+are the main process's, and the others get an empty result.
 """
 
 from __future__ import annotations
@@ -21,25 +24,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 import qvit_runtime
 from qvit_runtime.program import Preprocess
 
 from .allocate import spread
-from .budget import Budget
+from .budget import Budget, check_budget
 from .calibrate import calibrate
 from .convert import quantize
 from .cost import cost
 from .data import DataConfig, Splits, open_data, resolve_data
+from .distill import CachedTeacher, Teacher, fingerprint
 from .evaluate import Evaluation, evaluate
 from .fit import FitResult, fit
 from .fit_config import FitConfig
 from .float_model import create_float_model
 from .freeze import freeze
-from .recipe import Recipe, recipe_from_values, recipe_to_values
+from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .spec import FixedBits, Spec
+from .values import to_values
 
 SCHEMA = 1
 
@@ -66,20 +72,30 @@ def open_recipe(recipe: Recipe, quiet: bool = False, max_eval_images: int | None
 def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Run a recipe into the directory `out`; returns the content of its result.json.
 
-    A directory that already holds a result is refused unless resume is set; with it, what is finished is kept.
+    A directory that is not empty is refused unless resume is set; with it, what is finished is kept.
+
+    Raises FileExistsError for such a directory, BudgetError or ValueError before any training when the budget cannot be
+    met or is missing, RecipeError when resume meets another recipe.
     """
-    if out.exists() and any(out.iterdir()) and not resume:
+    if is_main() and not resume and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another --out, or continue it with --resume")
     context = open_recipe(recipe, quiet)
-    if recipe.train_float is not None:
-        train_float_row(context, out / "float", recipe.train_float, resume)
     if recipe.method == "float":
         return train_float_row(context, out, recipe.fit, resume)
+    check_budget(quantize(context.model, recipe.quantize), recipe.budget)
+    if recipe.train_float is not None:
+        train_float_row(context, out / "float", recipe.train_float, resume)
     if recipe.uniform_baseline:
         bits = FixedBits(recipe.uniform_baseline)
-        uniform = dataclasses.replace(recipe.quantize, weights=bits, activations=bits)
-        quantized_row(context, out / f"uniform{recipe.uniform_baseline}", uniform, f"uniform {bits.bits}-bit", resume)
-    return quantized_row(context, out, recipe.quantize, row_name(recipe.quantize), resume)
+        uniform = dataclasses.replace(recipe.quantize, weights=bits, activations=bits, overrides=())
+        row = dataclasses.replace(recipe, quantize=uniform, budget=None)
+        quantized_row(context, out / f"uniform{bits.bits}", row, f"uniform {bits.bits}-bit", resume)
+    return quantized_row(context, out, recipe, row_name(recipe.quantize), resume)
+
+
+def is_main() -> bool:
+    """Whether this process writes files."""
+    return bool(PartialState().is_main_process)
 
 
 def row_name(spec: Spec) -> str:
@@ -99,40 +115,37 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
         tensors, _ = load_tensors(weights)
         context.model.load_state_dict(tensors)
         return json.loads(done.read_text())
-    config = dataclasses.replace(config, seed=context.recipe.seed)
-    _write_provenance(context, run, config)
+    row = dataclasses.replace(context.recipe, method="float", train_float=None, fit=config, budget=None)
+    config = _start(context, run, row)
     result = _fit(context, context.model, run, config, None, resume)
     context.model.eval()
-    save_tensors(weights, context.model.state_dict(), {"recipe": recipe_to_values(context.recipe)})
+    if not is_main():
+        return {}
+    _save_model(context.model, run, row)
     record = {**_common(context, "float", config, result), "top1": result.top1, "top1_float": result.top1}
     run.write_json("result.json", record)
     return record
 
 
-def quantized_row(context: Context, folder: Path, spec: Spec, name: str, resume: bool) -> dict[str, Any]:
-    """Quantize, calibrate, fit, freeze and evaluate one row."""
+def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume: bool) -> dict[str, Any]:
+    """Quantize, calibrate, fit, freeze and evaluate one row: `row` is the context's recipe with this row's spec."""
     run = Run(folder)
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text())
-    recipe = context.recipe
-    config = dataclasses.replace(recipe.fit, seed=recipe.seed)
-    _write_provenance(context, run, config)
-    model = quantize(context.model, spec)
-    calibrate(model, context.splits.calibration, calibration_batches(recipe, context.data))
-    budget = recipe.budget if any(q.requires_grad for n, q in model.named_parameters() if n.endswith(".bits")) else None
-    result = _fit(context, model, run, config, budget, resume)
+    config = _start(context, run, row)
+    model = quantize(context.model, row.quantize)
+    calibrate(model, context.splits.calibration, calibration_batches(row, context.data))
+    result = _fit(context, model, run, config, row.budget, resume)
     model.eval()
-    save_tensors(
-        folder / "model.safetensors",
-        model.state_dict(),
-        {"recipe": recipe_to_values(dataclasses.replace(recipe, quantize=spec))},
-    )
-    program = freeze(model, budget, preprocess_of(context.data, context.splits), recipe.model.name, {"row": name})
+    if not is_main():
+        return {}
+    _save_model(model, run, row)
+    program = freeze(model, row.budget, preprocess_of(context.data, context.splits), row.model.name, {"row": name})
     qvit_runtime.save(program, folder / "model.qvit")
     fake = evaluate(model, context.splits.eval)
     frozen = evaluate(program, context.splits.eval, model)
     reference = evaluate(context.model, context.splits.eval)
-    record = _common(context, name, config, result) | _outcome(model, fake, frozen, reference, recipe)
+    record = _common(context, name, config, result) | _outcome(model, fake, frozen, reference, row)
     record["artifact_kib"] = (folder / "model.qvit").stat().st_size / 1024
     run.write_json("result.json", record)
     return record
@@ -145,7 +158,7 @@ def _fit(
         model,
         context.splits.train,
         budget=budget,
-        teacher=context.model if config.distillation > 0 else None,
+        teacher=_teacher(context, config, run) if config.distillation > 0 else None,
         config=config,
         order=context.splits.order,
         data=context.data,
@@ -153,6 +166,30 @@ def _fit(
         run=run,
         resume=resume,
         quiet=context.quiet,
+    )
+
+
+def _teacher(context: Context, config: FitConfig, run: Run) -> nn.Module | Teacher:
+    """The float model; with config.cache_teacher, its logits from a file beside the run directories."""
+    if not config.cache_teacher:
+        return context.model
+    process = PartialState()
+    data = dataclasses.replace(context.data, workers=0, cache_decoded=False, eval_batch_size=1)
+    key = {
+        "data": to_values(data),
+        "seed": config.seed,
+        "accumulate": config.accumulate,
+        "weights": fingerprint(context.model),
+        "process": [process.process_index, process.num_processes],
+    }
+    batches = round(config.epochs * context.splits.train_batches) + config.accumulate
+    return CachedTeacher(
+        context.model.to(process.device),
+        run.folder.parent / "teacher_cache",
+        key,
+        batches,
+        context.data.batch_size // process.num_processes,
+        context.data.num_classes or 0,
     )
 
 
@@ -194,6 +231,7 @@ def _outcome(
 ) -> dict[str, Any]:
     summary = cost(model)
     return {
+        "images": fake.images,
         "top1": fake.top1,
         "top1_float": reference.top1,
         "top1_frozen": frozen.top1,
@@ -215,25 +253,58 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _write_provenance(context: Context, run: Run, config: FitConfig) -> None:
-    resolved = dataclasses.replace(context.recipe, data=context.data, fit=config)
-    run.write_json("recipe.json", recipe_to_values(resolved))
+SPEED_ONLY = (("data", "workers"), ("data", "cache_decoded"), ("fit", "tensorboard"), ("fit", "checkpoint_every"))
+
+
+def _start(context: Context, run: Run, row: Recipe) -> FitConfig:
+    """Write what this row is made of, or check that a directory under way was made of the same; returns its FitConfig."""
+    config = dataclasses.replace(row.fit, seed=row.seed)
+    if not is_main():
+        return config
+    values = recipe_to_values(dataclasses.replace(row, data=context.data, fit=config))
+    written = run.folder / "recipe.json"
+    if written.exists():
+        changed = sorted(_differences(json.loads(written.read_text()), json.loads(json.dumps(values))))
+        if changed:
+            raise RecipeError(
+                f"{run.folder} was started with another recipe, which differs in {', '.join(changed)}; resume it with the "
+                "same recipe, or choose another --out"
+            )
+    run.write_json("recipe.json", values)
     run.write_json(
         "provenance.json",
         {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "seed": context.recipe.seed,
+            "seed": row.seed,
             "versions": versions(),
             "threads": torch.get_num_threads(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         },
     )
+    return config
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], where: tuple[str, ...] = ()) -> set[str]:
+    """Dotted keys whose values differ, apart from those that change the speed and nothing else."""
+    found: set[str] = set()
+    for key in old.keys() | new.keys():
+        place = (*where, key)
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= _differences(before, after, place)
+        elif before != after and place not in SPEED_ONLY:
+            found.add(".".join(place))
+    return found
+
+
+def _save_model(model: nn.Module, run: Run, row: Recipe) -> None:
+    save_tensors(run.folder / "model.safetensors", model.state_dict(), {"recipe": recipe_to_values(row)})
 
 
 def load(run: Path | str) -> nn.Module:
-    """The trained quantized torch module of a run directory, in eval mode.
+    """The trained module of a run directory, quantized or (a float row) float, in eval mode.
 
-    Raises CheckpointError when the run has no model.safetensors or it is damaged.
+    Raises CheckpointError when the run has no model.safetensors (it is not finished) or it is damaged.
     """
     tensors, state = load_tensors(Path(run) / "model.safetensors")
     recipe = recipe_from_values(state["recipe"])

@@ -2,8 +2,9 @@
 
     recipe = load_recipe("recipes/demo.toml", ["fit.epochs=3", "model.name=deit_small_patch16_224"])
 
-Recipes hold values only: code picks classes. Paths are relative to the directory of the recipe file. What a run used, after
-overrides and after the data settings have been completed from the model, is written beside its results.
+Recipes hold values only: code picks classes. Paths in the file are relative to its directory, paths in overrides to the
+working directory. What a run used, after overrides and after the data settings have been completed from the model, is
+written beside its results.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from .budget import Budget
 from .data import DataConfig
 from .fit_config import FitConfig
-from .spec import Spec
+from .spec import MAX_BITS, MIN_BITS, Spec
 from .values import from_values, to_values
 
 VERSION = 1
@@ -80,6 +81,13 @@ class Recipe:
             raise RecipeError(f"recipe version {self.version} is not known; this qvit reads version {VERSION}")
         if self.method not in ("qvit", "float"):
             raise RecipeError(f"method is {self.method!r}; allowed: 'qvit', 'float'")
+        if self.uniform_baseline and not MIN_BITS <= self.uniform_baseline <= MAX_BITS:
+            raise RecipeError(
+                f"uniform_baseline is {self.uniform_baseline}; give {MIN_BITS} to {MAX_BITS} bits, or 0 for none"
+            )
+        for name, fit in (("fit", self.fit), ("train_float", self.train_float)):
+            if fit is not None and fit.seed not in (0, self.seed):
+                raise RecipeError(f"{name}.seed is {fit.seed}, but seed is {self.seed}; give the seed once, at the top")
 
 
 def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -100,7 +108,7 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         recipe = from_values(Recipe, table, path.name)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    return _anchored(recipe, path.parent)
+    return _anchored(recipe, path.parent, {override.partition("=")[0] for override in overrides})
 
 
 def recipe_to_values(recipe: Recipe) -> dict[str, Any]:
@@ -129,19 +137,21 @@ def _override(table: dict[str, Any], text: str) -> None:
     table[last] = value
 
 
-def _anchored(recipe: Recipe, base: Path) -> Recipe:
-    """Make the recipe's relative paths relative to the recipe file."""
+def _anchored(recipe: Recipe, base: Path, typed: set[str]) -> Recipe:
+    """Make relative paths absolute: those of `typed` keys from the working directory, the others from `base`."""
 
-    def anchor(path: str) -> str:
-        return path if not path or Path(path).is_absolute() else str((base / path).resolve())
+    def anchor(path: str, key: str) -> str:
+        start = Path.cwd() if key in typed else base
+        return path if not path or Path(path).is_absolute() else str((start / path).resolve())
 
-    data = recipe.data
+    data, model = recipe.data, recipe.model
     dataset = data.dataset
     prefix, _, local = dataset.partition("/")
     if prefix in ("hfds", "hfids") and local.startswith("."):
-        dataset = f"{prefix}/{anchor(local)}"
+        dataset = f"{prefix}/{anchor(local, 'data.dataset')}"
+    root, class_map = anchor(data.root, "data.root"), anchor(data.class_map, "data.class_map")
     return dataclasses.replace(
         recipe,
-        model=dataclasses.replace(recipe.model, checkpoint=anchor(recipe.model.checkpoint)),
-        data=dataclasses.replace(data, dataset=dataset, root=anchor(data.root), class_map=anchor(data.class_map)),
+        model=dataclasses.replace(model, checkpoint=anchor(model.checkpoint, "model.checkpoint")),
+        data=dataclasses.replace(data, dataset=dataset, root=root, class_map=class_map),
     )

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def to_values(item: Any) -> Any:
-    """Dataclasses as tables, tuples as lists, None left out of tables (TOML has no null)."""
+    """Dataclasses as tables, tuples as lists, None left out of tables: TOML has no null, and None is always the default."""
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         table = {f.name: to_values(getattr(item, f.name)) for f in dataclasses.fields(item)}
         return {"kind": type(item).__name__, **{key: value for key, value in table.items() if value is not None}}
@@ -35,6 +35,8 @@ def from_values(kind: Any, value: Any, where: str) -> Any:
         return _union(get_args(kind), value, where)
     if origin is tuple:
         return _tuple(get_args(kind), value, where)
+    if origin is dict and not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r}; it must be a table")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind in (int, float, str, bool) and type(value) is not kind:
@@ -65,7 +67,7 @@ def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     classes = {k.__name__: k for k in kinds if dataclasses.is_dataclass(k) and isinstance(k, type)}
     if isinstance(value, dict) and classes:
         name = value.get("kind") or (next(iter(classes)) if len(classes) == 1 else None)
-        if name not in classes:
+        if not isinstance(name, str) or name not in classes:
             raise ValueError(f"{where}.kind is {name!r}; allowed: {', '.join(classes)}")
         return _dataclass(classes[name], value, where)
     if value is None and type(None) in kinds:
