@@ -26,6 +26,7 @@ from .dry_run import dry_run
 from .evaluate import evaluate
 from .float_model import create_float_model
 from .pipeline import is_main, load, read_result, run_recipe
+from .placement import format_placement, placement
 from .quantizer import UncalibratedError
 from .recipe import ModelConfig, load_recipe, recipe_from_values
 from .spec import FixedBits, Spec
@@ -219,8 +220,6 @@ def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         model = quantize(create_float_model(ModelConfig(name=arguments.model)), spec)
     summary = dataclasses.asdict(cost(model))
     if arguments.placement:
-        from .placement import format_placement, placement
-
         _say(arguments, format_placement(placement(model)), "")
     for key in ("gbitops", "average_weight_bits", "average_activation_bits", "kib"):
         _say(arguments, f"{key:<24} {summary[key]:.3f}")

@@ -42,6 +42,7 @@ from .fit import FitResult, fit
 from .fit_config import FitConfig
 from .float_model import create_float_model
 from .freeze import freeze
+from .placement import format_placement, placement
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .spec import FixedBits, Spec
@@ -134,6 +135,8 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
         return json.loads((folder / "result.json").read_text())
     config = _start(context, run, row)
     model = quantize(context.model, row.quantize)
+    if is_main() and not context.quiet:
+        print(format_placement(placement(model)), file=sys.stderr)
     calibrate(model, context.splits.calibration, calibration_batches(row, context.data))
     result = _fit(context, model, run, config, row.budget, resume)
     model.eval()
