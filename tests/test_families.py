@@ -13,7 +13,7 @@ from qvit.convert import quantize
 from qvit.freeze import freeze
 from qvit.spec import LearnedBits, PerChannel, PerTensor, SharedScale, SingleScale, Spec
 from qvit_runtime.check import check
-from toy_models import FAMILIES, calibrated, images, mix_bits, swin, uniform, vit
+from toy_models import FAMILIES, calibrated, images, learned, mix_bits, swin, uniform, vit
 
 VARIANTS = {
     "avg_pool": lambda: vit(global_pool="avg", class_token=False),
@@ -73,7 +73,7 @@ def test_per_channel_weights_of_mixed_bits(make, heads) -> None:  # type: ignore
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_bits_give_the_same_class(family: str) -> None:
-    compare_classes(mix_bits(calibrated(FAMILIES[family](), Spec()), low=3))
+    compare_classes(mix_bits(learned(family), low=3))
 
 
 def compare_classes(quantized: nn.Module) -> None:

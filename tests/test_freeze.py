@@ -18,12 +18,12 @@ from qvit.spec import Spec
 from qvit_runtime import program as p
 from qvit_runtime.artifact import load, save
 from qvit_runtime.check import check
-from toy_models import FAMILIES, calibrated, images, mix_bits, swin, uniform, vit
+from toy_models import FAMILIES, calibrated, images, learned, mix_bits, swin, uniform, vit
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_program_is_well_formed_and_survives_a_file(family: str, tmp_path: Path) -> None:
-    model = mix_bits(calibrated(FAMILIES[family](), Spec()))
+    model = mix_bits(learned(family))
     program = freeze(model, name=family, metadata={"made by": "a test"})
     check(program)
     assert (program.name, program.metadata) == (family, {"made by": "a test"})

@@ -10,10 +10,9 @@ import qvit_runtime.interpreter as interpreter
 from qvit.convert import named_quantizers
 from qvit.freeze import activation_grid, freeze, integer_weight
 from qvit.layers import QuantConv2d, QuantLinear
-from qvit.spec import Spec
 from qvit_runtime import integer
 from qvit_runtime import program as p
-from toy_models import FAMILIES, calibrated, images, mix_bits
+from toy_models import FAMILIES, images, learned, mix_bits
 from truth import compare, seen_values
 
 MOST = 0.0005  # of an op's codes
@@ -21,7 +20,7 @@ MOST = 0.0005  # of an op's codes
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_codes_are_equal_except_near_ties(family: str) -> None:
-    model = mix_bits(calibrated(FAMILIES[family](), Spec()), seed=1)
+    model = mix_bits(learned(family), seed=1)
     program, x = freeze(model), images(model, 6, seed=5)
     counts = compare(program, model, x)
     assert set(counts) == {name for name, q in named_quantizers(model).items() if q.batched}
@@ -34,7 +33,7 @@ def test_codes_are_equal_except_near_ties(family: str) -> None:
 
 def test_the_count_sees_a_wrong_scale() -> None:
     """The comparison itself must be able to fail: one scale off by 1 % is found in the op that it belongs to."""
-    model = calibrated(FAMILIES["vit"](), Spec())
+    model = learned("vit")
     program, x = freeze(model), images(model, 4, seed=5)
     weight = program.weights["blocks.0.mlp.fc1.weight"]
     program.weights["blocks.0.mlp.fc1.weight"] = p.Weight(weight.codes, weight.bits, weight.scale * np.float32(1.01))
@@ -45,7 +44,7 @@ def test_the_count_sees_a_wrong_scale() -> None:
 @pytest.mark.parametrize("family", ["vit", "swin_padded"])
 def test_every_quantizer_equals_the_grid_of_its_buffer(family: str) -> None:
     """Bit for bit: what the module computes with is what the interpreter dequantizes."""
-    model = mix_bits(calibrated(FAMILIES[family](), Spec()), seed=2)
+    model = mix_bits(learned(family), seed=2)
     seen = seen_values(model, images(model, 2))
     for name, quantizer in named_quantizers(model).items():
         if quantizer.batched:
@@ -57,7 +56,7 @@ def test_every_quantizer_equals_the_grid_of_its_buffer(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["vit", "swin_padded"])
 def test_every_integer_weight_equals_the_fake_quantized_one(family: str) -> None:
-    model = mix_bits(calibrated(FAMILIES[family](), Spec()), seed=3)
+    model = mix_bits(learned(family), seed=3)
     for name, layer in model.named_modules():
         if isinstance(layer, (QuantLinear, QuantConv2d)):
             weight = integer_weight(layer)
@@ -69,7 +68,7 @@ def test_every_integer_weight_equals_the_fake_quantized_one(family: str) -> None
 
 def test_class_agreement_of_whole_runs() -> None:
     """Ties do propagate through a whole network; the class still agrees on 99.5 % of random images."""
-    model = mix_bits(calibrated(FAMILIES["deit"](), Spec()), seed=4, low=3)
+    model = mix_bits(learned("deit"), seed=4, low=3)
     x = images(model, 200, seed=6)
     with torch.no_grad():
         fake = model(x).argmax(1).numpy()

@@ -9,7 +9,9 @@ every layer matters, sets LayerScale to 1 and gives norms, biases, tokens and ta
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import lru_cache
 
 import timm
 import torch
@@ -102,3 +104,13 @@ def mix_bits(model: nn.Module, seed: int = 0, low: int = 2, high: int = 8) -> nn
         if quantizer.is_learned:
             quantizer.set_bits(torch.randint(low, high + 1, (quantizer.bit_groups,), generator=generator).float())
     return model
+
+
+@lru_cache
+def _learned(family: str) -> nn.Module:
+    return calibrated(FAMILIES[family](), Spec())
+
+
+def learned(family: str) -> nn.Module:
+    """A family with learned head-wise bits, calibrated once per run; a copy of its own for every caller."""
+    return copy.deepcopy(_learned(family))
