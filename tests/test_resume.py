@@ -12,9 +12,9 @@ import pytest
 from torch import nn
 
 from qvit.allocate import Allocation, Published
-from qvit.convert import named_quantizers
 from qvit.fit import FitResult
 from qvit.fit_config import FitConfig
+from qvit.quantizer import named_quantizers
 from qvit.runs import CheckpointError, Run
 from toy_models import uniform, vit
 from toy_training import QUICK, same_state, toy_data, toy_model, toy_run

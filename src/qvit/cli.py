@@ -225,7 +225,7 @@ def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         model = load(arguments.model)
     else:
         spec = Spec(FixedBits(arguments.weight_bits), FixedBits(arguments.activation_bits))
-        model = quantize(create_float_model(ModelConfig(name=arguments.model)), spec)
+        model = quantize(create_float_model(ModelConfig(name=arguments.model)), spec, quiet=True)
     summary = dataclasses.asdict(cost(model))
     if arguments.placement:
         _say(arguments, format_placement(placement(model)), "")

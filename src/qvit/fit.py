@@ -34,7 +34,6 @@ from torch.utils.data import DataLoader
 from .allocate import Published, spread
 from .bit_schedule import BitSchedule
 from .budget import Budget, check_budget
-from .convert import named_quantizers
 from .cost import cost
 from .data import DataConfig, DataError, EpochOrder, SeededStream, epoch_batches, mixup_batch
 from .distill import Teacher, distillation_loss
@@ -42,6 +41,7 @@ from .evaluate import evaluate
 from .fit_config import FitConfig
 from .optimizer import make_optimizer, make_schedule, parameter_groups
 from .progress import Progress
+from .quantizer import named_quantizers
 from .runs import Run
 from .seeds import seed_of
 from .tracking import TensorBoard

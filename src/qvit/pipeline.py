@@ -83,7 +83,7 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
     context = dataclasses.replace(open_recipe(recipe, quiet), cache=out.parent / "teacher_cache")
     if recipe.method == "float":
         return train_float_row(context, out, recipe.fit, resume)
-    check_budget(quantize(context.model, recipe.quantize), recipe.budget)
+    check_budget(quantize(context.model, recipe.quantize, quiet=True), recipe.budget)
     if recipe.train_float is not None:
         train_float_row(context, out / "float", recipe.train_float, resume)
     if recipe.uniform_baseline:
