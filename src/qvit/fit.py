@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -40,6 +40,7 @@ from .distill import Teacher, distillation_loss
 from .evaluate import evaluate
 from .fit_config import FitConfig
 from .optimizer import make_optimizer, make_schedule, parameter_groups
+from .processes import on_cpu
 from .progress import Progress
 from .quantizer import named_quantizers
 from .runs import Run
@@ -144,9 +145,11 @@ class _Trainer:
     ) -> None:
         self.config, self.data, self.order, self.run, self.evaluation = config, data, order, run, evaluation
         self.accelerator = Accelerator(
+            cpu=on_cpu(),
             mixed_precision="no",
             dataloader_config=DataLoaderConfiguration(split_batches=True),
             step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the bits, from the lock on
         )
         self.main = self.accelerator.is_main_process
         self.quiet = quiet or not self.main

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import nn
 
 import qvit_runtime
@@ -42,6 +41,7 @@ from .fit import FitResult, fit
 from .fit_config import FitConfig
 from .float_model import create_float_model
 from .freeze import freeze
+from .processes import is_main, process_state
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .spec import FixedBits, Spec
@@ -92,11 +92,6 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
         row = dataclasses.replace(recipe, quantize=uniform, budget=None)
         quantized_row(context, out / f"uniform{bits.bits}", row, f"uniform {bits.bits}-bit", resume)
     return quantized_row(context, out, recipe, row_name(recipe.quantize), resume)
-
-
-def is_main() -> bool:
-    """Whether this process writes files."""
-    return bool(PartialState().is_main_process)
 
 
 def row_name(spec: Spec) -> str:
@@ -174,7 +169,7 @@ def _teacher(context: Context, config: FitConfig) -> nn.Module | Teacher:
     """The float model; with config.cache_teacher, its logits from a file that all rows share."""
     if not config.cache_teacher:
         return context.model
-    process = PartialState()
+    process = process_state()
     data = dataclasses.replace(context.data, workers=0, cache_decoded=False, eval_batch_size=1)
     key = {
         "data": to_values(data),
