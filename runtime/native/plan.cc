@@ -1,0 +1,131 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "check.h"
+
+namespace qvit {
+namespace {
+
+// Tasks of about this much work (multiply-adds) hide the cost of handing them out; smaller ones only help balance.
+constexpr double kTaskWork = 1.5e6;
+
+// How many units make a task: even shares for the threads first, then whole multiples of the grain. The largest share
+// that any thread gets (greedily, in order) decides; ties go to larger tasks, which use a packed panel more often.
+int64_t choose_task_units(int64_t units, int64_t grain, double unit_cost, int threads) {
+  const int64_t most = std::max<int64_t>(grain, static_cast<int64_t>(kTaskWork / std::max(unit_cost, 1.0)) / grain * grain);
+  int64_t best = grain, best_share = -1;
+  for (int64_t size = grain; size <= std::max(most, grain); size += grain) {
+    if (size > units && size > grain) break;
+    const int64_t tasks = (units + size - 1) / size;
+    if (size < most / 2 && tasks > 64 * threads) continue;  // too small to be worth considering
+    const int64_t rounds = (tasks + threads - 1) / threads;
+    const int64_t last = units - (tasks - 1) * size;
+    const bool last_alone = (tasks - 1) % threads == 0;
+    const int64_t share = last_alone ? (rounds - 1) * size + last : rounds * size;
+    if (best_share < 0 || share <= best_share + units / (threads * 64)) {
+      best = size;
+      best_share = best_share < 0 ? share : std::min(share, best_share);
+    }
+  }
+  return best;
+}
+
+void make_phases(Plan& plan) {
+  for (int i = 0; i < static_cast<int>(plan.steps.size()); ++i) {
+    const Step& step = *plan.steps[i];
+    bool join = false;
+    if (!plan.phases.empty() && step.by_rows) {
+      const Step& before = *plan.steps[plan.phases.back().steps.back()];
+      join = before.by_rows && before.units == step.units;
+    }
+    if (!join) plan.phases.emplace_back();
+    plan.phases.back().steps.push_back(i);
+  }
+  for (Phase& phase : plan.phases) {
+    double cost = 0.0;
+    int64_t grain = 1;
+    for (int i : phase.steps) {
+      cost += plan.steps[i]->unit_cost;
+      grain = std::lcm(grain, plan.steps[i]->grain);
+    }
+    phase.units = plan.steps[phase.steps.front()]->units;
+    phase.task_units = choose_task_units(phase.units, grain, cost, plan.threads);
+    phase.tasks = (phase.units + phase.task_units - 1) / phase.task_units;
+  }
+}
+
+void find_lifetimes(Plan& plan) {
+  auto touch = [&](int storage, int phase) {
+    Storage& s = plan.storages[storage];
+    if (s.first < 0) s.first = phase;
+    s.last = std::max(s.last, phase);
+  };
+  for (const Port& port : plan.inputs) touch(port.storage, 0);
+  for (int p = 0; p < static_cast<int>(plan.phases.size()); ++p) {
+    for (int i : plan.phases[p].steps) {
+      for (int s : plan.steps[i]->reads) touch(s, p);
+      for (int s : plan.steps[i]->writes) touch(s, p);
+    }
+  }
+  for (const Port& port : plan.outputs) touch(port.storage, static_cast<int>(plan.phases.size()));
+}
+
+// First fit, largest storage first: a handful of storages are alive at a time, so this is close to the best.
+void place(Plan& plan) {
+  std::vector<int> order;
+  for (int i = 0; i < static_cast<int>(plan.storages.size()); ++i) {
+    if (plan.storages[i].first >= 0 && plan.storages[i].offset != kCallers) order.push_back(i);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int a, int b) { return plan.storages[a].bytes > plan.storages[b].bytes; });
+  std::vector<int> placed;
+  for (int i : order) {
+    Storage& s = plan.storages[i];
+    int64_t at = 0;
+    bool moved = true;
+    while (moved) {
+      moved = false;
+      for (int j : placed) {
+        const Storage& other = plan.storages[j];
+        const bool together = s.first <= other.last && other.first <= s.last;
+        if (together && at < other.offset + other.bytes && other.offset < at + s.bytes) {
+          at = other.offset + other.bytes;
+          moved = true;
+        }
+      }
+    }
+    s.offset = at;
+    plan.arena_bytes = std::max(plan.arena_bytes, at + s.bytes);
+    placed.push_back(i);
+  }
+}
+
+}  // namespace
+
+Plan make_plan(const Program& program, const Kernels& kernels, int threads, bool fuse) {
+  if (threads < 1 || threads > 256) throw ProgramError("threads: needs 1 to 256");
+  check(program);
+  Plan plan;
+  plan.kernels = &kernels;
+  plan.threads = threads;
+  make_steps(program, fuse, plan);
+  make_phases(plan);
+  find_lifetimes(plan);
+  // Values of the caller are used where they are; kCallers keeps them out of the arena. A buffer that is both an
+  // input and an output, or an output twice, is copied instead.
+  std::vector<int> uses(plan.storages.size(), 0);
+  for (const Port& port : plan.inputs) ++uses[port.storage];
+  for (const Port& port : plan.outputs) ++uses[port.storage];
+  for (const std::vector<Port>* ports : {&plan.inputs, &plan.outputs}) {
+    for (const Port& port : *ports) {
+      if (!port.buffer.grid && uses[port.storage] == 1) plan.storages[port.storage].offset = kCallers;
+    }
+  }
+  place(plan);
+  for (const auto& step : plan.steps) plan.scratch_bytes = std::max(plan.scratch_bytes, step->scratch_bytes);
+  return plan;
+}
+
+}  // namespace qvit

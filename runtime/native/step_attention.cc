@@ -1,0 +1,304 @@
+#include "step_attention.h"
+
+#include <algorithm>
+
+#include "step_rows.h"
+
+namespace qvit {
+namespace {
+
+int64_t keys_panels_bytes(int64_t keys, int64_t width) { return panels_of(keys) * quads_of(width) * kQuadBytes; }
+int64_t values_panels_bytes(int64_t keys, int64_t width) { return panels_of(width) * quads_of(keys) * kQuadBytes; }
+
+int64_t with_corrections(int64_t panels_bytes, int64_t columns) {
+  return panels_bytes + round_up(panels_of(columns) * kPanel * 4, 64);
+}
+
+int group_of(const Grid& grid, int64_t head, int64_t heads) {
+  return static_cast<int>(head * grid.groups() / heads);
+}
+
+// What packing takes off each code, beyond undoing the shift of signed ones: see PackArgs.
+int b_shift_of(const Grid& grid, int group) { return grid.is_signed ? 0 : 1 << (grid.bits[group] - 1); }
+
+class PackStep final : public Step {
+ public:
+  PackStep(const Kernels& kernels, const HeadShape& shape, bool values, const Grid& left, const Grid& grid,
+           const HeadPlace& from, int to)
+      : kernels_(kernels), shape_(shape), values_(values), from_(from), to_(to) {
+    for (int64_t h = 0; h < shape.heads; ++h) {
+      left_qmin_.push_back(left.qmin(group_of(left, h, shape.heads)));
+      const int group = group_of(grid, h, shape.heads);
+      bias_.push_back(1 << (grid.bits[group] - 1));
+      b_shift_.push_back(b_shift_of(grid, group));
+    }
+    panels_bytes_ = values ? values_panels_bytes(shape.keys, shape.width) : keys_panels_bytes(shape.keys, shape.width);
+    head_bytes_ = values ? packed_values_bytes(shape.keys, shape.width) : packed_keys_bytes(shape.keys, shape.width);
+    units = shape.windows * shape.heads;
+    unit_cost = static_cast<double>(shape.keys * shape.width) * 4.0;
+    reads = {from.storage};
+    writes = {to};
+  }
+
+  void run(const Frame& frame, int64_t begin, int64_t end, std::byte*) const override {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t head = unit % shape_.heads, window = unit / shape_.heads;
+      int8_t* packed = frame.at<int8_t>(to_) + unit * head_bytes_;
+      const PackArgs args = {frame.at<uint8_t>(from_.storage) + from_.at(window, head, 0), from_.row_stride,
+                             static_cast<int>(shape_.keys), static_cast<int>(shape_.width), bias_[head],
+                             b_shift_[head], packed,
+                             reinterpret_cast<int32_t*>(packed + panels_bytes_), left_qmin_[head]};
+      values_ ? kernels_.pack_values(args) : kernels_.pack_keys(args);
+    }
+  }
+
+ private:
+  const Kernels& kernels_;
+  HeadShape shape_;
+  bool values_;
+  HeadPlace from_;
+  int to_;
+  int64_t panels_bytes_, head_bytes_;
+  std::vector<int> left_qmin_, bias_, b_shift_;
+};
+
+// One of the two products, all heads: the arrays that a GemmArgs points to, per head and column.
+class HeadProduct {
+ public:
+  HeadProduct() = default;
+  HeadProduct(int64_t heads, int64_t inputs, int64_t columns, const Grid& left, const Grid& right, double factor,
+              const Grid* out)
+      : inputs_(inputs), columns_(columns), padded_(panels_of(columns) * kPanel),
+        panels_bytes_(panels_of(columns) * quads_of(inputs) * kQuadBytes), codes_(out != nullptr) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const int l = group_of(left, h, heads), r = group_of(right, h, heads);
+      HeadGrid grid = {1.0f, 0.0f, 0.0f};
+      if (out != nullptr) grid = head_grid(*out, h, heads);
+      const double scale = static_cast<double>(left.scale[l]) * right.scale[r] * factor * grid.factor;
+      scale_.insert(scale_.end(), padded_, static_cast<float>(scale));
+      bias_.insert(bias_.end(), padded_, grid.shift);
+      levels_.insert(levels_.end(), padded_, grid.levels);
+      const int run = run_length(left.bits[l], right.bits[r]);
+      runs_.insert(runs_.end(), panels_of(columns), static_cast<int16_t>(run));
+      wide_ |= run == 0;
+      b_shift_.push_back(b_shift_of(right, r));
+    }
+  }
+
+  size_t scratch_bytes() const { return wide_ ? sizeof(int16_t) * kChunkRows * wide_stride(inputs_) : 0; }
+  int64_t head_bytes() const { return with_corrections(panels_bytes_, columns_); }
+  bool codes() const { return codes_; }
+
+  GemmArgs args(int64_t head, const uint8_t* a, int64_t stride, int64_t rows, const int8_t* packed,
+                std::byte* scratch) const {
+    GemmArgs g{};
+    g.a = a;
+    g.a_stride = stride;
+    g.rows = static_cast<int>(rows);
+    g.b = packed;
+    g.columns = static_cast<int>(columns_);
+    g.blocks = 1;
+    g.block_width = static_cast<int>(inputs_);
+    g.b_shift = b_shift_[head];
+    g.runs = runs_.data() + head * panels_of(columns_);
+    g.correction = reinterpret_cast<const int32_t*>(packed + panels_bytes_);
+    g.scale = scale_.data() + head * padded_;
+    g.bias = bias_.data() + head * padded_;
+    g.column_stride = padded_;
+    g.levels = levels_.data() + head * padded_;
+    g.epilogue = codes_ ? Epilogue::kCodes : Epilogue::kValues;
+    g.wide = reinterpret_cast<int16_t*>(scratch);
+    return g;
+  }
+
+ private:
+  int64_t inputs_ = 0, columns_ = 0, padded_ = 0, panels_bytes_ = 0;
+  bool codes_ = false, wide_ = false;
+  std::vector<float> scale_, bias_, levels_;
+  std::vector<int16_t> runs_;
+  std::vector<int> b_shift_;
+};
+
+// Units are (window, head, block of query rows), so that single large heads are divided among threads too.
+class HeadStep : public Step {
+ protected:
+  static constexpr int64_t kBlockRows = 30;
+
+  explicit HeadStep(const HeadShape& shape) : shape_(shape) {
+    const int64_t wanted = (shape.tokens + kBlockRows - 1) / kBlockRows;
+    block_rows_ = round_up((shape.tokens + wanted - 1) / wanted, kTileRows);
+    blocks_ = (shape.tokens + block_rows_ - 1) / block_rows_;
+    units = shape.windows * shape.heads * blocks_;
+    unit_cost = static_cast<double>(block_rows_ * shape.keys * (shape.width + 20));
+  }
+  struct Rows {
+    int64_t window, head, begin, end;
+  };
+  Rows rows_of(int64_t unit) const {
+    const int64_t block = unit % blocks_, which = unit / blocks_;
+    return {which / shape_.heads, which % shape_.heads, block * block_rows_,
+            std::min(shape_.tokens, (block + 1) * block_rows_)};
+  }
+  int64_t packed_at(const Rows& r, int64_t head_bytes) const { return (r.window * shape_.heads + r.head) * head_bytes; }
+
+  void put(GemmArgs& g, const Frame& frame, const HeadPlace& out, const Rows& r, int64_t row) const {
+    const int64_t at = out.at(r.window, r.head, row);
+    if (g.epilogue == Epilogue::kCodes) {
+      g.codes = frame.at<uint8_t>(out.storage) + at;
+    } else {
+      g.out = frame.at<float>(out.storage) + at;
+    }
+    g.out_stride = out.row_stride;
+  }
+
+  HeadShape shape_;
+  int64_t block_rows_, blocks_;
+};
+
+class AttentionStep final : public HeadStep {
+ public:
+  AttentionStep(const Kernels& kernels, const AttentionParts& p)
+      : HeadStep(p.shape), kernels_(kernels), query_(p.query), output_(p.output), keys_(p.keys), values_(p.values),
+        scores_(p.shape.heads, p.shape.width, p.shape.keys, *p.query_grid, *p.key_grid, p.factor, nullptr),
+        product_(p.shape.heads, p.shape.keys, p.shape.width, *p.attention_grid, *p.value_grid, 1.0, p.output_grid) {
+    for (int64_t h = 0; h < shape_.heads; ++h) grids_.push_back(head_grid(*p.attention_grid, h, shape_.heads));
+    if (p.bias != nullptr) bias_ = p.bias->data;
+    if (p.mask != nullptr) mask_ = p.mask->data;
+    row_ = round_up(shape_.keys, kPanel);
+    wide_at_ = static_cast<size_t>(round_up(kTileRows * row_ * 5 + kSlack, 64));
+    scratch_bytes = wide_at_ + std::max(scores_.scratch_bytes(), product_.scratch_bytes());
+    reads = {query_.storage, keys_, values_};
+    writes = {output_.storage};
+  }
+
+  void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const override {
+    float* scores = reinterpret_cast<float*>(scratch);
+    uint8_t* codes = reinterpret_cast<uint8_t*>(scratch + kTileRows * row_ * 4);
+    std::byte* wide = scratch + wide_at_;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const Rows r = rows_of(unit);
+      const int8_t* keys = frame.at<int8_t>(keys_) + packed_at(r, scores_.head_bytes());
+      const int8_t* values = frame.at<int8_t>(values_) + packed_at(r, product_.head_bytes());
+      for (int64_t row = r.begin; row < r.end; row += kTileRows) {
+        const int64_t rows = std::min<int64_t>(kTileRows, r.end - row);
+        const uint8_t* q = frame.at<uint8_t>(query_.storage) + query_.at(r.window, r.head, row);
+        GemmArgs first = scores_.args(r.head, q, query_.row_stride, rows, keys, wide);
+        first.out = scores;
+        first.out_stride = row_;
+        kernels_.gemm(first);
+
+        SoftmaxArgs s{};
+        s.x = scores;
+        s.x_stride = s.out_stride = row_;
+        s.rows = static_cast<int>(rows);
+        s.width = static_cast<int>(shape_.keys);
+        if (!bias_.empty()) s.bias = bias_.data() + (r.head * shape_.tokens + row) * shape_.keys;
+        if (!mask_.empty()) s.mask = mask_.data() + (r.window * shape_.tokens + row) * shape_.keys;
+        s.codes = codes;
+        s.factor = grids_[r.head].factor;
+        s.shift = grids_[r.head].shift;
+        s.levels = grids_[r.head].levels;
+        kernels_.softmax(s);
+
+        GemmArgs second = product_.args(r.head, codes, row_, rows, values, wide);
+        put(second, frame, output_, r, row);
+        kernels_.gemm(second);
+      }
+    }
+  }
+
+ private:
+  const Kernels& kernels_;
+  HeadPlace query_, output_;
+  int keys_, values_;
+  HeadProduct scores_, product_;
+  std::vector<HeadGrid> grids_;
+  std::vector<float> bias_, mask_;
+  int64_t row_ = 0;
+  size_t wide_at_ = 0;
+};
+
+class QueryKeyStep final : public HeadStep {
+ public:
+  QueryKeyStep(const Kernels& kernels, const AttentionParts& p)
+      : HeadStep(p.shape), kernels_(kernels), query_(p.query), output_(p.output), keys_(p.keys),
+        scores_(p.shape.heads, p.shape.width, p.shape.keys, *p.query_grid, *p.key_grid, p.factor, nullptr) {
+    scratch_bytes = scores_.scratch_bytes();
+    reads = {query_.storage, keys_};
+    writes = {output_.storage};
+  }
+
+  void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const override {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const Rows r = rows_of(unit);
+      const int8_t* keys = frame.at<int8_t>(keys_) + packed_at(r, scores_.head_bytes());
+      const uint8_t* q = frame.at<uint8_t>(query_.storage) + query_.at(r.window, r.head, r.begin);
+      GemmArgs g = scores_.args(r.head, q, query_.row_stride, r.end - r.begin, keys, scratch);
+      put(g, frame, output_, r, r.begin);
+      kernels_.gemm(g);
+    }
+  }
+
+ private:
+  const Kernels& kernels_;
+  HeadPlace query_, output_;
+  int keys_;
+  HeadProduct scores_;
+};
+
+class AttentionValueStep final : public HeadStep {
+ public:
+  AttentionValueStep(const Kernels& kernels, const AttentionParts& p, int attention)
+      : HeadStep(p.shape), kernels_(kernels),
+        attention_(dense_heads(attention, p.shape.heads, p.shape.tokens, p.shape.keys)), output_(p.output),
+        values_(p.values),
+        product_(p.shape.heads, p.shape.keys, p.shape.width, *p.attention_grid, *p.value_grid, 1.0, p.output_grid) {
+    scratch_bytes = product_.scratch_bytes();
+    reads = {attention, values_};
+    writes = {output_.storage};
+  }
+
+  void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const override {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const Rows r = rows_of(unit);
+      const int8_t* values = frame.at<int8_t>(values_) + packed_at(r, product_.head_bytes());
+      const uint8_t* a = frame.at<uint8_t>(attention_.storage) + attention_.at(r.window, r.head, r.begin);
+      GemmArgs g = product_.args(r.head, a, attention_.row_stride, r.end - r.begin, values, scratch);
+      put(g, frame, output_, r, r.begin);
+      kernels_.gemm(g);
+    }
+  }
+
+ private:
+  const Kernels& kernels_;
+  HeadPlace attention_, output_;
+  int values_;
+  HeadProduct product_;
+};
+
+}  // namespace
+
+HeadPlace dense_heads(int storage, int64_t heads, int64_t rows, int64_t width) {
+  return {storage, 0, heads * rows * width, rows * width, width};
+}
+
+int64_t packed_keys_bytes(int64_t keys, int64_t width) { return with_corrections(keys_panels_bytes(keys, width), keys); }
+int64_t packed_values_bytes(int64_t keys, int64_t width) {
+  return with_corrections(values_panels_bytes(keys, width), width);
+}
+
+std::unique_ptr<Step> make_pack(const Kernels& kernels, const HeadShape& shape, bool values, const Grid& left,
+                                const Grid& grid, const HeadPlace& from, int to) {
+  return std::make_unique<PackStep>(kernels, shape, values, left, grid, from, to);
+}
+std::unique_ptr<Step> make_attention(const Kernels& kernels, const AttentionParts& parts) {
+  return std::make_unique<AttentionStep>(kernels, parts);
+}
+std::unique_ptr<Step> make_query_key(const Kernels& kernels, const AttentionParts& parts) {
+  return std::make_unique<QueryKeyStep>(kernels, parts);
+}
+std::unique_ptr<Step> make_attention_value(const Kernels& kernels, const AttentionParts& parts, int attention) {
+  return std::make_unique<AttentionValueStep>(kernels, parts, attention);
+}
+
+}  // namespace qvit

@@ -1,0 +1,154 @@
+#include "step_linear.h"
+
+#include <algorithm>
+
+namespace qvit {
+namespace {
+
+// With fewer rows than this the columns are divided among threads instead: the classifier has one row.
+constexpr int64_t kFewRows = 12;
+
+class LinearStep final : public Step {
+ public:
+  LinearStep(const Kernels& kernels, const LinearParts& p)
+      : kernels_(kernels), input_(p.input), output_(p.output), residual_(p.residual), rows_(p.rows),
+        inputs_(p.weight->in), columns_(p.weight->out) {
+    blocks_ = std::max(p.weight->column_groups, p.input_grid->groups());
+    width_ = inputs_ / blocks_;
+    panel_bytes_ = blocks_ * quads_of(width_) * kQuadBytes;
+    packed_ = pack_weight(*p.weight, blocks_);
+    prepare_sums(*p.weight, *p.input_grid);
+    prepare_epilogue(p);
+
+    const bool row_mode = rows_ >= kFewRows;
+    by_rows = row_mode;
+    units = row_mode ? rows_ : panels_of(columns_);
+    grain = row_mode ? kTileRows : 1;
+    unit_cost = static_cast<double>(inputs_) * static_cast<double>(row_mode ? columns_ : rows_ * kPanel);
+    if (any_wide_) scratch_bytes = sizeof(int16_t) * kChunkRows * wide_stride(inputs_);
+    reads = {input_};
+    if (residual_ >= 0) reads.push_back(residual_);
+    writes = {output_};
+  }
+
+  void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const override {
+    const bool codes_out = epilogue_ == Epilogue::kCodes || epilogue_ == Epilogue::kGeluCodes;
+    const int64_t row = by_rows ? begin : 0, rows = by_rows ? end - begin : rows_;
+    const int64_t panel = by_rows ? 0 : begin, column = panel * kPanel;
+    const int64_t columns = by_rows ? columns_ : std::min(columns_, end * kPanel) - column;
+    const int64_t at = row * columns_ + column;
+    GemmArgs g{};
+    g.a = frame.at<uint8_t>(input_) + row * inputs_;
+    g.a_stride = inputs_;
+    g.rows = static_cast<int>(rows);
+    g.b = packed_.data() + panel * panel_bytes_;
+    g.columns = static_cast<int>(columns);
+    g.blocks = blocks_;
+    g.block_width = static_cast<int>(width_);
+    g.runs = runs_.data() + panel * blocks_;
+    g.correction = correction_.data() + column;
+    g.scale = scale_.data() + column;
+    g.bias = bias_.data() + column;
+    g.column_stride = padded();
+    g.epilogue = epilogue_;
+    g.out = codes_out ? nullptr : frame.at<float>(output_) + at;
+    g.residual = residual_ >= 0 ? frame.at<float>(residual_) + at : nullptr;
+    g.codes = codes_out ? frame.at<uint8_t>(output_) + at : nullptr;
+    g.out_stride = columns_;
+    g.levels = levels_.data() + column;
+    g.grid_factor = grid_factor_.data() + column;
+    g.grid_shift = grid_shift_.data() + column;
+    g.wide = reinterpret_cast<int16_t*>(scratch);
+    kernels_.gemm(g);
+  }
+
+ private:
+  int64_t padded() const { return panels_of(columns_) * kPanel; }
+
+  // Per column and block: correction, scale (of input and weight), and the run length of each panel.
+  void prepare_sums(const Weight& w, const Grid& grid) {
+    correction_.assign(blocks_ * padded(), 0);
+    scale_.assign(blocks_ * padded(), 0.0f);
+    runs_.assign(blocks_ * panels_of(columns_), INT16_MAX);
+    const int64_t group_rows = w.out / w.row_groups;
+    for (int block = 0; block < blocks_; ++block) {
+      const int input_group = static_cast<int>(int64_t{block} * grid.groups() / blocks_);
+      const int column_group = static_cast<int>(int64_t{block} * w.column_groups / blocks_);
+      for (int64_t o = 0; o < columns_; ++o) {
+        const int64_t group = (o / group_rows) * w.column_groups + column_group;
+        const int8_t* codes = w.codes.data() + o * inputs_ + block * width_;
+        int32_t sum = 0;
+        for (int64_t k = 0; k < width_; ++k) sum += codes[k];
+        correction_[block * padded() + o] = grid.qmin(input_group) * sum;
+        scale_[block * padded() + o] =
+            static_cast<float>(static_cast<double>(w.scale[group]) * grid.scale[input_group]);
+        int16_t& run = runs_[(o / kPanel) * blocks_ + block];
+        run = std::min<int16_t>(run, static_cast<int16_t>(run_length(grid.bits[input_group], w.bits[group])));
+      }
+    }
+    any_wide_ = std::find(runs_.begin(), runs_.end(), 0) != runs_.end();
+  }
+
+  // Whatever is linear in the result is folded into scale and bias, once, in float64.
+  void prepare_epilogue(const LinearParts& p) {
+    bias_.assign(padded(), 0.0f);
+    levels_.assign(padded(), 0.0f);
+    grid_factor_.assign(padded(), 0.0f);
+    grid_shift_.assign(padded(), 0.0f);
+    if (p.grid != nullptr) {
+      levels_ = p.grid->levels;
+      epilogue_ = p.gelu ? Epilogue::kGeluCodes : Epilogue::kCodes;
+    } else {
+      epilogue_ = p.gelu ? Epilogue::kGelu : (p.residual >= 0 ? Epilogue::kAdd : Epilogue::kValues);
+    }
+    for (int64_t o = 0; o < columns_; ++o) {
+      double factor = 1.0, shift = 0.0;
+      if (p.factor != nullptr) factor = (*p.factor)[p.factor->size() == 1 ? 0 : o];
+      if (p.grid != nullptr && !p.gelu) {
+        factor *= p.grid->factor[o];
+        shift = p.grid->shift[o];
+      }
+      bias_[o] = static_cast<float>((*p.bias)[o] * factor + shift);
+      for (int block = 0; block < blocks_; ++block) {
+        float& scale = scale_[block * padded() + o];
+        scale = static_cast<float>(scale * factor);
+      }
+      if (p.grid != nullptr && p.gelu) {
+        grid_factor_[o] = p.grid->factor[o];
+        grid_shift_[o] = p.grid->shift[o];
+      }
+    }
+  }
+
+  const Kernels& kernels_;
+  int input_, output_, residual_;
+  int64_t rows_, inputs_, columns_, width_ = 0, panel_bytes_ = 0;
+  int blocks_ = 1;
+  bool any_wide_ = false;
+  Epilogue epilogue_ = Epilogue::kValues;
+  Aligned<int8_t> packed_;
+  std::vector<int16_t> runs_;
+  std::vector<int32_t> correction_;
+  std::vector<float> scale_, bias_, levels_, grid_factor_, grid_shift_;
+};
+
+}  // namespace
+
+Aligned<int8_t> pack_weight(const Weight& w, int blocks) {
+  const int64_t width = w.in / blocks, quads = quads_of(width), panels = panels_of(w.out);
+  Aligned<int8_t> packed(panels * blocks * quads * kQuadBytes);
+  for (int64_t o = 0; o < w.out; ++o) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int8_t* from = w.codes.data() + o * w.in + block * width;
+      int8_t* to = packed.data() + ((o / kPanel) * blocks + block) * quads * kQuadBytes + (o % kPanel) * kQuad;
+      for (int64_t k = 0; k < width; ++k) to[(k / kQuad) * kQuadBytes + k % kQuad] = from[k];
+    }
+  }
+  return packed;
+}
+
+std::unique_ptr<Step> make_linear(const Kernels& kernels, const LinearParts& parts) {
+  return std::make_unique<LinearStep>(kernels, parts);
+}
+
+}  // namespace qvit
