@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torchvision.transforms import functional
 
-from qvit.augment import Fit, Flip, PadCrop, ToValues, eval_transform, train_transform
+from qvit.augment import Fit, Flip, PadCrop, ToValues, eval_transform, posterize, train_transform
 from qvit.data import DataConfig, DataError, mixup_batch
 from qvit.seeds import set_random_states
 
@@ -93,6 +93,22 @@ def test_training_draws_only_from_the_seeded_states(crop: str, extra: dict, pixe
     assert sample(1).dtype == torch.float32
     assert torch.equal(sample(1), sample(1))
     assert len({sample(seed).numpy().tobytes() for seed in range(8)}) > 1, "it really augments"
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-n4-inc1", "v0", "original", "augmix-m10"])
+def test_policies_at_full_strength(policy: str, pixels: np.ndarray) -> None:
+    """Pillow 13 refuses to posterize to 0 bits, timm asks for it."""
+    transform = train_transform(replace(CONFIG, auto_augment=policy))
+    for seed in range(60):
+        set_random_states(seed)
+        assert transform(pixels).isfinite().all()
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_posterize_is_pillows(bits: int, pixels: np.ndarray) -> None:
+    image = Image.fromarray(pixels)
+    assert posterize(image, bits) == ImageOps.posterize(image, bits)
+    assert not np.asarray(posterize(image, 0)).any()
 
 
 def test_no_augmentation_at_all_is_the_evaluation_view_of_a_fitting_image(pixels: np.ndarray) -> None:

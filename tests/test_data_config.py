@@ -49,7 +49,7 @@ def test_lists_become_tuples_and_the_empty_name_is_folder() -> None:
 
 
 def test_blanks_come_from_the_models_pretrained_cfg() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=7)
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, num_classes=7)
     config = resolve_data(DataConfig(dataset="digits"), model)
     assert config.mean == config.std == (0.5, 0.5, 0.5)
     assert (config.image_size, config.num_classes) == (64, 7), "as the model was built, not as it was pretrained"
@@ -57,13 +57,13 @@ def test_blanks_come_from_the_models_pretrained_cfg() -> None:
 
 
 def test_deit_and_vit_differ_by_their_cfg_not_by_their_name() -> None:
-    config = resolve_data(DataConfig(root="x"), timm.create_model("deit_tiny_patch16_224"))
+    config = resolve_data(DataConfig(root="x"), timm.create_model("deit_tiny_patch16_224", depth=1))
     assert config.mean == (0.485, 0.456, 0.406)
     assert config.num_classes == 1000
 
 
 def test_what_is_given_stays() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=7)
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, num_classes=7)
     given = DataConfig(dataset="digits", mean=(0.0, 0.0, 0.0), crop=1.0, interpolation="bilinear")
     config = resolve_data(given, model)
     assert (config.mean, config.crop, config.interpolation) == (given.mean, 1.0, "bilinear")
@@ -85,7 +85,7 @@ def test_contradictions_with_the_model(micro: VisionTransformer) -> None:
 
 
 def test_only_square_inputs() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 64))
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=(32, 64))
     with pytest.raises(DataError, match=r"32 x 64 images; only square"):
         resolve_data(DataConfig(dataset="digits"), model)
 

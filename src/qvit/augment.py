@@ -13,6 +13,7 @@ image B-1-i; here neighbours 2k and 2k+1 mix, so that a batch split over process
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -101,6 +102,20 @@ class ToValues:
         return values.div_(255).sub_(self.mean).div_(self.std)
 
 
+def posterize(image: Image.Image, bits: int, fillcolor: object = None, resample: object = None) -> Image.Image:
+    """RGB image with only the highest `bits` bits of each channel; 0 bits is black. The rest belongs to other ops."""
+    mask = 256 - 2 ** (8 - min(bits, 8))
+    return image.point([value & mask for value in range(256)] * 3)
+
+
+def _let_posterize_reach_zero(step: Callable) -> None:
+    """timm's policies posterize down to 0 bits, which Pillow refuses from version 13 on; before, it gave black."""
+    policy = getattr(step, "policy", None) or [getattr(step, "ops", [])]
+    for op in chain.from_iterable(policy):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = posterize
+
+
 class _View(NamedTuple):
     """The fields of a resolved config that a transform needs, none of them None."""
 
@@ -146,6 +161,8 @@ def train_transform(config: DataConfig) -> Transform:
     )
     # timm reads color_jitter=0 as a jitter that does nothing; leave it out.
     coloured = [step for step in colour.transforms if config.color_jitter or not isinstance(step, ColorJitter)]
+    for step in coloured:
+        _let_posterize_reach_zero(step)
     if config.train_crop == "resized":
         return Transform((Image.fromarray, *geometry.transforms, *coloured, *tensor.transforms), random=True)
     steps: list[Callable] = [Fit(view.size, view.interpolation)]

@@ -66,14 +66,30 @@ def unpack(packed: np.ndarray, shape: tuple[int, int], bits: np.ndarray) -> np.n
     for width in np.unique(bits):
         chosen = np.flatnonzero(bits.ravel() == width)
         rows = packed[starts[chosen][:, None] + np.arange(sizes[chosen[0]])]
-        stream = np.unpackbits(rows, axis=1, bitorder="little")
-        if stream[:, count * width :].any():
+        if count * width % 8 and (rows[:, -1] >> (count * width % 8)).any():
             raise ValueError("a fill bit behind a block is set, allowed: zero")
-        low = np.packbits(stream[:, : count * width].reshape(len(chosen), count, width), axis=-1, bitorder="little")
+        low = _low_bits(rows, int(width), count)
         sign = np.uint8(1 << (int(width) - 1))
-        blocks[chosen] = ((low[..., 0] ^ sign) - sign).view(np.int8)  # extend the sign from `width` to 8 bits
+        blocks[chosen] = ((low ^ sign) - sign).view(np.int8)  # extend the sign from `width` to 8 bits
     rows_of_blocks = blocks.reshape(*bits.shape, shape[0] // bits.shape[0], shape[1] // bits.shape[1])
     return np.ascontiguousarray(rows_of_blocks.swapaxes(1, 2)).reshape(shape)
+
+
+def _low_bits(rows: np.ndarray, width: int, count: int) -> np.ndarray:
+    """uint8 (blocks, bytes) -> uint8 (blocks, count), the streams cut into codes of `width` bits, not sign-extended.
+
+    Eight codes are `width` whole bytes: they become one 64-bit word, out of which each code is shifted.
+    """
+    octets = -(-count // 8)
+    stream = np.zeros((len(rows), octets * width), np.uint8)
+    stream[:, : rows.shape[1]] = rows
+    words = np.zeros((len(rows), octets, 8), np.uint8)
+    words[..., :width] = stream.reshape(len(rows), octets, width)
+    word = words.view("<u8")[..., 0]
+    low = np.empty((len(rows), octets, 8), np.uint8)
+    for place in range(8):
+        low[..., place] = (word >> np.uint64(place * width)) & np.uint64((1 << width) - 1)
+    return low.reshape(len(rows), -1)[:, :count]
 
 
 def _blocks(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:

@@ -1,0 +1,183 @@
+"""The command line: `qvit-runtime predict MODEL IMAGE...` and `qvit-runtime inspect MODEL`.
+
+Exit codes: 0 everything answered; 1 some image could not be answered, the others were; 2 nothing could be done (wrong
+usage, no such model). Answers go to standard output, errors to standard error. `--json FILE` writes the same facts for
+machines; `--json -` puts them on standard output in place of the text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from . import program as p
+from .artifact import ArtifactError, load
+from .inspection import describe
+from .interpreter import run
+from .predict import Answer, Execute, predict
+
+ALL_WELL, SOME_FAILED, NOTHING_DONE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    warnings.simplefilter("ignore")  # Pillow's remarks about odd files; what matters is an error
+    try:
+        return int(options.command(options))
+    except (ArtifactError, OSError) as error:
+        say(f"qvit-runtime: {error}", sys.stderr)
+        return NOTHING_DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="qvit-runtime", description="Run and look into .qvit models. No torch needed.")
+    verbs = top.add_subparsers(required=True, metavar="COMMAND")
+
+    verb = verbs.add_parser("predict", help="name the most probable classes of images")
+    verb.add_argument("model", help="a .qvit file")
+    verb.add_argument(
+        "images", nargs="+", metavar="image", help="an image, a folder of images, or - for standard input"
+    )
+    verb.add_argument("--top", type=positive, default=5, help="classes per image (default: 5)")
+    verb.set_defaults(command=predict_command)
+
+    other = verbs.add_parser("inspect", help="show bits per layer and head, sizes, and what runs on integers")
+    other.add_argument("model", help="a .qvit file")
+    other.set_defaults(command=inspect_command)
+
+    for each in (verb, other):
+        each.add_argument("--json", metavar="FILE", help="also write the result as JSON; - for standard output instead")
+    return top
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def engine_for(program: p.Program) -> Execute:
+    """What runs a program: for now the interpreter."""
+    return lambda images: run(program, images)
+
+
+def predict_command(options: argparse.Namespace) -> int:
+    program = load(options.model)
+    answers = []
+    for answer in predict(program, engine_for(program), options.images, options.top):
+        answers.append(answer)
+        if answer.error:
+            say(f"qvit-runtime: {answer.error}", sys.stderr)
+        elif options.json != "-":
+            say(answer_text(answer))
+    images = [
+        {"file": a.file, "error": a.error} if a.error else {"file": a.file, "top": [asdict(g) for g in a.guesses]}
+        for a in answers
+    ]
+    write_json(options.json, {"model": options.model, "images": images})
+    return SOME_FAILED if any(answer.error for answer in answers) else ALL_WELL
+
+
+def answer_text(answer: Answer) -> str:
+    lines = [f"  {guess.probability:7.2%}  {guess.index:5d}  {guess.label}".rstrip() for guess in answer.guesses]
+    return "\n".join([answer.file, *lines])
+
+
+def inspect_command(options: argparse.Namespace) -> int:
+    description = describe(load(options.model)) | {"file": options.model, "bytes": os.path.getsize(options.model)}
+    if options.json != "-":
+        say(description_text(description))
+    write_json(options.json, description)
+    return ALL_WELL
+
+
+def description_text(about: dict[str, Any]) -> str:
+    totals = about["totals"]
+    return "\n".join(
+        [
+            f"{about['file']}: {about['name']}, {about['bytes'] / 1024:,.1f} KiB",
+            f"image {sizes(about['input'])} -> {sizes(about['output'])}, {totals['ops']} ops, "
+            f"{totals['macs'] / 1e6:,.1f} M MACs, {totals['gbitops']:,.3f} GBitOPs",
+            f"weights {totals['weight_codes']:,} codes of {totals['average_weight_bits']:.2f} bits on average, "
+            f"{totals['packed_weight_bytes'] / 1024:,.1f} KiB packed; constants {totals['constant_bytes'] / 1024:,.1f} KiB",
+            "",
+            *table(
+                ["weight", "shape", "bits", "KiB"],
+                [
+                    [w["name"], sizes(w["shape"]), weight_bits_text(w["bits"]), f"{w['packed_bytes'] / 1024:,.1f}"]
+                    for w in about["weights"]
+                ],
+            ),
+            "",
+            *table(
+                ["activation", "shape", "bits", "codes"],
+                [
+                    [a["name"], sizes(a["shape"]), bits_text(a["bits"]), codes_text(a["signed"], a["offset"])]
+                    for a in about["activations"]
+                ],
+            ),
+            "",
+            *table(["op", "count", "runs"], [[o["op"], str(o["count"]), o["placement"]] for o in about["placement"]]),
+        ]
+    )
+
+
+def sizes(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def codes_text(signed: bool, offset: bool) -> str:
+    return ("signed" if signed else "unsigned") + (" + offset" if offset else "")
+
+
+def weight_bits_text(bits: list[list[int]]) -> str:
+    """Row groups and column groups are never both many in practice; where they are, rows are parted by "|"."""
+    if len(bits[0]) == 1:
+        return bits_text([row[0] for row in bits])
+    return " | ".join(bits_text(row) for row in bits)
+
+
+def bits_text(bits: list[int]) -> str:
+    """One number where all are equal, every group's number where they are few (heads), else their range."""
+    if len(set(bits)) == 1:
+        return str(bits[0]) if len(bits) == 1 else f"{bits[0]} (all {len(bits)})"
+    if len(bits) <= 3 * 24:
+        return " ".join(map(str, bits))
+    return f"{min(bits)}..{max(bits)}, mean {sum(bits) / len(bits):.2f} of {len(bits)}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    ]
+
+
+def write_json(path: str | None, content: dict[str, Any]) -> None:
+    if path is None:
+        return
+    text = json.dumps(content, indent=1, allow_nan=False)
+    if path == "-":
+        print(text)
+    else:
+        with open(path, "w") as file:
+            file.write(text + "\n")
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print even what the terminal's encoding cannot show, such as a file name that is not UTF-8."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""inspect: what a Program is made of, as plain data: bits per layer and head, sizes, cost, and what runs on integers.
+
+Cost of one image, as everywhere in qvit: BitOPs = MACs x weight bits x activation bits, for the attention products the
+bits of both operands, for layers with several groups the mean over the groups of the products.
+
+Placement of an op:
+
+  integer   multiplies integers and accumulates exactly; only its epilogue, one multiplication per sum, is float
+  moves     rearranges codes or values, computes nothing
+  rounds    the border: values in, codes out
+  float     computes on float32 values
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from . import program as p
+from .packing import packed_bytes
+
+PLACEMENT: dict[type, str] = {
+    p.Linear: "integer",
+    p.QueryKey: "integer",
+    p.AttentionValue: "integer",
+    p.Quantize: "rounds",
+    p.Patchify: "moves",
+    p.SplitHeads: "moves",
+    p.MergeHeads: "moves",
+    p.WindowPartition: "moves",
+    p.WindowMerge: "moves",
+    p.PatchMerge: "moves",
+    p.SelectToken: "moves",
+    p.Softmax: "float",
+    p.LayerNorm: "float",
+    p.Gelu: "float",
+    p.Add: "float",
+    p.Multiply: "float",
+    p.Tokens: "float",
+    p.MeanTokens: "float",
+}
+
+
+def describe(program: p.Program) -> dict[str, Any]:
+    """A JSON-able description of a well-formed program."""
+    weights = [_weight(name, weight) for name, weight in program.weights.items()]
+    codes = sum(weight.codes.size for weight in program.weights.values())
+    packed = sum(weight["packed_bytes"] for weight in weights)
+    products = [_product(program, op) for op in program.ops if PLACEMENT[type(op)] == "integer"]
+    return {
+        "name": program.name,
+        "input": list(program.buffers[program.input].shape),
+        "output": list(program.buffers[program.output].shape),
+        "preprocess": asdict(program.preprocess),
+        "metadata": dict(program.metadata),
+        "totals": {
+            "ops": len(program.ops),
+            "weight_codes": codes,
+            "average_weight_bits": sum(weight["average_bits"] * weight["codes"] for weight in weights) / max(codes, 1),
+            "packed_weight_bytes": packed,
+            "constant_bytes": sum(constant.nbytes for constant in program.constants.values()),
+            "macs": sum(macs for macs, _ in products),
+            "gbitops": sum(macs * bits for macs, bits in products) / 1e9,
+        },
+        "weights": weights,
+        "activations": [_activation(op.output, program) for op in program.ops if isinstance(op, p.Quantize)],
+        "placement": _placement(program),
+    }
+
+
+def _weight(name: str, weight: p.Weight) -> dict[str, Any]:
+    out_features, in_features = weight.codes.shape
+    return {
+        "name": name,
+        "shape": [out_features, in_features],
+        "bits": weight.bits.tolist(),
+        "average_bits": float(weight.bits.mean()),
+        "codes": weight.codes.size,
+        "packed_bytes": int(packed_bytes((out_features, in_features), weight.bits).sum()),
+    }
+
+
+def _activation(name: str, program: p.Program) -> dict[str, Any]:
+    buffer = program.buffers[name]
+    assert buffer.grid is not None
+    return {
+        "name": name,
+        "shape": list(buffer.shape),
+        "bits": list(buffer.grid.bits),
+        "signed": buffer.grid.signed,
+        "offset": bool(buffer.grid.offset.any()),
+        "axis": buffer.grid.axis,
+    }
+
+
+def _placement(program: p.Program) -> list[dict[str, Any]]:
+    counts = Counter(type(op) for op in program.ops)
+    order = ["integer", "rounds", "moves", "float"]
+    kinds = sorted(counts, key=lambda kind: (order.index(PLACEMENT[kind]), kind.__name__))
+    return [{"op": kind.__name__, "count": counts[kind], "placement": PLACEMENT[kind]} for kind in kinds]
+
+
+def _product(program: p.Program, op: p.Op) -> tuple[int, float]:
+    """(MACs, mean product of the bits of the two operands) of an integer op."""
+    match op:
+        case p.Linear():
+            weight, shape = program.weights[op.weight], program.buffers[op.input].shape
+            columns, inputs = weight.bits.shape[1], _bits(program, op.input)
+            blocks = max(columns, len(inputs))
+            weight_bits = np.repeat(weight.bits, blocks // columns, axis=1)
+            input_bits = np.repeat(inputs, blocks // len(inputs))
+            return int(np.prod(shape[:-1])) * weight.codes.size, float((weight_bits * input_bits).mean())
+        case p.QueryKey():
+            left, right, inner = op.query, op.key, program.buffers[op.query].shape[-1]
+        case p.AttentionValue():
+            left, right, inner = op.attention, op.value, program.buffers[op.attention].shape[-1]
+        case _:
+            raise TypeError(f"{type(op).__name__} multiplies no integers")
+    left_bits, right_bits = np.broadcast_arrays(_bits(program, left), _bits(program, right))
+    return int(np.prod(program.buffers[op.output].shape)) * inner, float((left_bits * right_bits).mean())
+
+
+def _bits(program: p.Program, name: str) -> np.ndarray:
+    grid = program.buffers[name].grid
+    assert grid is not None
+    return np.array(grid.bits)

@@ -1,0 +1,55 @@
+"""`describe`: costs against the numbers of the design, bits and placement against the Program itself."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from qvit_runtime.inspection import PLACEMENT, describe
+from qvit_runtime.interpreter import EXECUTE
+from toy_programs import deit_tiny, swin_program, vit_program
+
+
+@pytest.mark.parametrize(("bits", "gbitops"), [(4, 21.455), (3, 12.883)])
+def test_deit_tiny_costs_what_the_design_says(bits, gbitops):
+    totals = describe(deit_tiny(bits))["totals"]
+    assert round(totals["gbitops"], 3) == gbitops
+    assert totals["weight_codes"] == 12 * 12 * 192 * 192 + 192 * 768 + 192 * 1000
+
+
+def test_head_wise_cost_is_the_mean_of_the_products():
+    """Heads of (8, 2) against (8, 2) bits cost (64 + 4) / 2 per MAC, not 5 x 5."""
+    program = vit_program(dim=16, depth=1, heads=2, bits=8, seed=1)
+    plain = describe(program)["totals"]["gbitops"]
+    for letter in "qk":
+        name = f"blocks.0.attn.{letter}_codes"
+        grid = program.buffers[name].grid
+        object.__setattr__(grid, "bits", (8, 2))
+    scores = 2 * 17 * 17 * 8  # heads x N x N x d
+    assert describe(program)["totals"]["gbitops"] == pytest.approx(plain - scores * (64 - 34) / 1e9)
+
+
+def test_every_op_has_a_placement():
+    assert PLACEMENT.keys() == EXECUTE.keys()
+
+
+@pytest.mark.parametrize(
+    "program", [vit_program(), swin_program(), vit_program(per_channel=True)], ids=lambda p: p.name
+)
+def test_the_description_is_json_and_complete(program):
+    about = json.loads(json.dumps(describe(program), allow_nan=False))
+    assert [w["name"] for w in about["weights"]] == list(program.weights)
+    assert all(np.array_equal(w["bits"], program.weights[w["name"]].bits) for w in about["weights"])
+    assert sum(o["count"] for o in about["placement"]) == len(program.ops)
+    assert {o["op"] for o in about["placement"] if o["placement"] == "integer"} == {
+        "Linear",
+        "QueryKey",
+        "AttentionValue",
+    }
+    maps = {a["name"]: a for a in about["activations"] if a["name"].endswith(".map")}
+    assert maps
+    for name, entry in maps.items():
+        assert tuple(entry["bits"]) == program.buffers[name].grid.bits
+        assert entry["signed"] is False
