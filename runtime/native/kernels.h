@@ -69,7 +69,8 @@ struct LayerNormArgs {
   const float* levels;
 };
 
-// Softmax of rows of width n; `bias` and `mask` may be null and have rows of n. In place is allowed for values.
+// Softmax of rows of width n; `bias` and `mask` may be null and have rows of n. Rows of x and out or codes are writable up
+// to the next multiple of kPanel; what is written behind the n-th column means nothing.
 struct SoftmaxArgs {
   float* x;              // overwritten
   ptrdiff_t x_stride;

@@ -8,25 +8,26 @@
 namespace qvit {
 namespace {
 
-// Tasks of about this much work (multiply-adds) hide the cost of handing them out; smaller ones only help balance.
-constexpr double kTaskWork = 1.5e6;
+// A task should last some tens of microseconds: long enough to hide being handed out, short enough to be balanced.
+constexpr double kTaskWork = 3e6;  // multiply-adds
 
-// How many units make a task: even shares for the threads first, then whole multiples of the grain. The largest share
-// that any thread gets (greedily, in order) decides; ties go to larger tasks, which use a packed panel more often.
+// How many units make a task. Rows come in chunks of kChunkRows, which share each panel of weights while it is in the
+// first-level cache. Among sizes around the wanted one, that with the smallest largest share of a thread wins.
 int64_t choose_task_units(int64_t units, int64_t grain, double unit_cost, int threads) {
-  const int64_t most = std::max<int64_t>(grain, static_cast<int64_t>(kTaskWork / std::max(unit_cost, 1.0)) / grain * grain);
-  int64_t best = grain, best_share = -1;
-  for (int64_t size = grain; size <= std::max(most, grain); size += grain) {
-    if (size > units && size > grain) break;
-    const int64_t tasks = (units + size - 1) / size;
-    if (size < most / 2 && tasks > 64 * threads) continue;  // too small to be worth considering
-    const int64_t rounds = (tasks + threads - 1) / threads;
-    const int64_t last = units - (tasks - 1) * size;
+  const int64_t least = grain == 1 ? 1 : round_up(kChunkRows, grain);
+  const int64_t even = round_up((units + threads - 1) / threads, grain);
+  const int64_t wanted = std::max(least, static_cast<int64_t>(kTaskWork / std::max(unit_cost, 1.0)) / grain * grain);
+  if (wanted >= even) return even;
+  int64_t best = wanted, best_share = units + 1;
+  for (int64_t size = wanted; size <= std::min(2 * wanted, even); size += grain) {
+    const int64_t tasks = (units + size - 1) / size, full_rounds = (tasks - 1) / threads;
+    // All but the last task are full; the thread that takes the last one has had as many as any other.
     const bool last_alone = (tasks - 1) % threads == 0;
-    const int64_t share = last_alone ? (rounds - 1) * size + last : rounds * size;
-    if (best_share < 0 || share <= best_share + units / (threads * 64)) {
+    const int64_t last = units - (tasks - 1) * size;
+    const int64_t share = full_rounds * size + (last_alone ? last : size);
+    if (share < best_share) {
       best = size;
-      best_share = best_share < 0 ? share : std::min(share, best_share);
+      best_share = share;
     }
   }
   return best;

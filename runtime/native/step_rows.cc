@@ -99,7 +99,8 @@ class SoftmaxStep final : public RowStep {
     if (mask != nullptr) mask_ = mask->data;
     tokens_ = rank >= 2 ? shape.shape[rank - 2] : 1;
     heads_ = rank >= 3 ? shape.shape[rank - 3] : 1;
-    scratch_bytes = static_cast<size_t>(round_up(width_ * 4, 64));
+    padded_ = round_up(width_, kPanel);
+    scratch_bytes = static_cast<size_t>(padded_) * 2 * sizeof(float);
     reads = {from};
     writes = {to};
   }
@@ -115,15 +116,16 @@ class SoftmaxStep final : public RowStep {
       s.width = static_cast<int>(width_);
       s.bias = bias_.empty() ? nullptr : bias_.data() + (head * tokens_ + token) * width_;
       s.mask = mask_.empty() ? nullptr : mask_.data() + (window * tokens_ + token) * width_;
-      s.out = frame.at<float>(to_) + r * width_;
+      s.out = row + padded_;
       kernels_.softmax(s);
+      std::memcpy(frame.at<float>(to_) + r * width_, s.out, static_cast<size_t>(width_) * sizeof(float));
     }
   }
 
  private:
   const Kernels& kernels_;
   int from_, to_;
-  int64_t tokens_ = 1, heads_ = 1;
+  int64_t tokens_ = 1, heads_ = 1, padded_ = 0;
   std::vector<float> bias_, mask_;
 };
 

@@ -13,98 +13,132 @@ using qvit::GemmArgs;
 using qvit::kPanel;
 using qvit::kTileRows;
 
-// Where one tile goes: columns [column, column + valid) of rows [row, row + rows).
-struct Place {
+// One tile: rows [row, row + rows) of columns [column, column + valid).
+struct Tile {
   int row, rows, column, valid;
 };
 
-template <Epilogue kEpilogue>
-inline void put(const GemmArgs& g, const Place& at, int row, __m256 lo, __m256 hi) {
-  const ptrdiff_t offset = (at.row + row) * g.out_stride + at.column;
-  if constexpr (kEpilogue == Epilogue::kCodes || kEpilogue == Epilogue::kGeluCodes) {
-    if constexpr (kEpilogue == Epilogue::kGeluCodes) {
-      const float *factor = g.grid_factor + at.column, *shift = g.grid_shift + at.column;
-      lo = _mm256_fmadd_ps(gelu_of(lo), _mm256_loadu_ps(factor), _mm256_loadu_ps(shift));
-      hi = _mm256_fmadd_ps(gelu_of(hi), _mm256_loadu_ps(factor + 8), _mm256_loadu_ps(shift + 8));
+// Two registers' worth of per-column numbers.
+struct Columns {
+  __m256 lo, hi;
+  explicit Columns(const float* at) : lo(_mm256_loadu_ps(at)), hi(_mm256_loadu_ps(at + 8)) {}
+};
+
+inline void store_floats(float* out, const float* residual, __m256 lo, __m256 hi, int valid) {
+  alignas(32) float all[kPanel];
+  _mm256_store_ps(all, lo);
+  _mm256_store_ps(all + 8, hi);
+  for (int c = 0; c < valid; ++c) out[c] = residual != nullptr ? all[c] + residual[c] : all[c];
+}
+
+// v = start + (acc + correction) * scale, row by row, and out by way of the epilogue. Everything a row needs is in
+// local variables: a store through a byte pointer would otherwise make the compiler read the arguments again.
+template <Epilogue kEpilogue, bool kOneBlock>
+inline void finish_tile(const GemmArgs& g, const Tile& t, const int32_t* acc, const float* partial) {
+  constexpr bool kToCodes = kEpilogue == Epilogue::kCodes || kEpilogue == Epilogue::kGeluCodes;
+  const Columns bias(g.bias + t.column), scale(g.scale + t.column);
+  const Columns levels(kToCodes ? g.levels + t.column : g.bias), factor(kEpilogue == Epilogue::kGeluCodes ? g.grid_factor + t.column : g.bias),
+      shift(kEpilogue == Epilogue::kGeluCodes ? g.grid_shift + t.column : g.bias);
+  const __m256i* corrections = reinterpret_cast<const __m256i*>(g.correction + t.column);
+  const __m256i correction_lo = _mm256_loadu_si256(corrections), correction_hi = _mm256_loadu_si256(corrections + 1);
+  const ptrdiff_t stride = g.out_stride, first = t.row * stride + t.column;
+  uint8_t* codes = kToCodes ? g.codes + first : nullptr;
+  float* out = kToCodes ? nullptr : g.out + first;
+  const float* residual = kEpilogue == Epilogue::kAdd ? g.residual + first : nullptr;
+  const int rows = t.rows, valid = t.valid;
+  for (int r = 0; r < rows; ++r) {
+    __m256 lo, hi;
+    if constexpr (kOneBlock) {
+      const __m256i* sums = reinterpret_cast<const __m256i*>(acc + r * kPanel);
+      const __m256i sum_lo = _mm256_add_epi32(_mm256_load_si256(sums), correction_lo);
+      const __m256i sum_hi = _mm256_add_epi32(_mm256_load_si256(sums + 1), correction_hi);
+      lo = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum_lo), scale.lo, bias.lo);
+      hi = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum_hi), scale.hi, bias.hi);
+    } else {
+      lo = _mm256_load_ps(partial + r * kPanel);
+      hi = _mm256_load_ps(partial + r * kPanel + 8);
     }
-    const float* levels = g.levels + at.column;
-    store_bytes(g.codes + offset, to_codes(lo, hi, _mm256_loadu_ps(levels), _mm256_loadu_ps(levels + 8)), at.valid);
-  } else {
-    if constexpr (kEpilogue == Epilogue::kGelu) {
+    if constexpr (kEpilogue == Epilogue::kGelu || kEpilogue == Epilogue::kGeluCodes) {
       lo = gelu_of(lo);
       hi = gelu_of(hi);
     }
-    if (at.valid == kPanel) {
+    if constexpr (kEpilogue == Epilogue::kGeluCodes) {
+      lo = _mm256_fmadd_ps(lo, factor.lo, shift.lo);
+      hi = _mm256_fmadd_ps(hi, factor.hi, shift.hi);
+    }
+    if constexpr (kToCodes) {
+      store_bytes(codes + r * stride, to_codes(lo, hi, levels.lo, levels.hi), valid);
+    } else if (valid == kPanel) {
       if constexpr (kEpilogue == Epilogue::kAdd) {
-        lo = _mm256_add_ps(lo, _mm256_loadu_ps(g.residual + offset));
-        hi = _mm256_add_ps(hi, _mm256_loadu_ps(g.residual + offset + 8));
+        lo = _mm256_add_ps(lo, _mm256_loadu_ps(residual + r * stride));
+        hi = _mm256_add_ps(hi, _mm256_loadu_ps(residual + r * stride + 8));
       }
-      _mm256_storeu_ps(g.out + offset, lo);
-      _mm256_storeu_ps(g.out + offset + 8, hi);
+      _mm256_storeu_ps(out + r * stride, lo);
+      _mm256_storeu_ps(out + r * stride + 8, hi);
     } else {
-      alignas(32) float all[kPanel];
-      _mm256_store_ps(all, lo);
-      _mm256_store_ps(all + 8, hi);
-      for (int c = 0; c < at.valid; ++c) {
-        if constexpr (kEpilogue == Epilogue::kAdd) all[c] += g.residual[offset + c];
-        g.out[offset + c] = all[c];
-      }
+      store_floats(out + r * stride, residual != nullptr ? residual + r * stride : nullptr, lo, hi, valid);
     }
   }
 }
 
-inline __m256 scaled(const int32_t* acc, __m256i correction, __m256 scale, __m256 start) {
-  const __m256i sum = _mm256_add_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(acc)), correction);
-  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, start);
-}
-
-inline void tile_sums(const GemmArgs& g, const Place& at, const int8_t* b, int run, int block, int quads,
-                      int32_t* acc) {
-  const ptrdiff_t input = static_cast<ptrdiff_t>(block) * g.block_width;
-  if (run > 0) {
-    narrow_tile(g.a + at.row * g.a_stride + input, g.a_stride, at.rows, b, quads, run, acc);
-  } else {
-    const ptrdiff_t stride = qvit::wide_stride(static_cast<ptrdiff_t>(g.blocks) * g.block_width);
-    const int16_t* a = g.wide + (at.row % qvit::kChunkRows) * stride + input;
-    wide_tile(a, stride * static_cast<ptrdiff_t>(sizeof(int16_t)), at.rows, b, quads, acc);
+// One block of several: partial += (acc + correction) * scale.
+inline void add_block(const GemmArgs& g, const Tile& t, int block, const int32_t* acc, float* partial) {
+  const ptrdiff_t column = block * g.column_stride + t.column;
+  const Columns scale(g.scale + column);
+  const __m256i* corrections = reinterpret_cast<const __m256i*>(g.correction + column);
+  const __m256i correction_lo = _mm256_loadu_si256(corrections), correction_hi = _mm256_loadu_si256(corrections + 1);
+  const int rows = t.rows;
+  for (int r = 0; r < rows; ++r) {
+    const __m256i* sums = reinterpret_cast<const __m256i*>(acc + r * kPanel);
+    float* sum = partial + r * kPanel;
+    const __m256 lo = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_load_si256(sums), correction_lo));
+    const __m256 hi = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_load_si256(sums + 1), correction_hi));
+    _mm256_store_ps(sum, _mm256_fmadd_ps(lo, scale.lo, _mm256_load_ps(sum)));
+    _mm256_store_ps(sum + 8, _mm256_fmadd_ps(hi, scale.hi, _mm256_load_ps(sum + 8)));
   }
 }
 
-// Rare (8-bit unsigned keys or values): b_shift times the sum of each row.
-inline void add_shift(const GemmArgs& g, const Place& at, int32_t* acc) {
-  for (int r = 0; r < at.rows; ++r) {
-    const uint8_t* a = g.a + (at.row + r) * g.a_stride;
+// Rare (unsigned keys or values): b_shift times the sum of each row.
+inline void add_shift(const GemmArgs& g, const Tile& t, int32_t* acc) {
+  for (int r = 0; r < t.rows; ++r) {
+    const uint8_t* a = g.a + (t.row + r) * g.a_stride;
     int32_t sum = 0;
     for (int k = 0; k < g.block_width; ++k) sum += a[k];
     for (int c = 0; c < kPanel; ++c) acc[r * kPanel + c] += sum * g.b_shift;
   }
 }
 
-template <Epilogue kEpilogue>
-inline void one_tile(const GemmArgs& g, const Place& at, const int8_t* b, const int16_t* runs, int quads) {
-  alignas(32) int32_t acc[kTileRows * kPanel];
-  const __m256 bias_lo = _mm256_loadu_ps(g.bias + at.column), bias_hi = _mm256_loadu_ps(g.bias + at.column + 8);
-  alignas(32) float partial[kTileRows * kPanel];
-  for (int block = 0; block < g.blocks; ++block) {
-    tile_sums(g, at, b + static_cast<ptrdiff_t>(block) * quads * qvit::kQuadBytes, runs[block], block, quads, acc);
-    if (g.b_shift != 0) add_shift(g, at, acc);
-    const ptrdiff_t column = block * g.column_stride + at.column;
-    const __m256i* correction = reinterpret_cast<const __m256i*>(g.correction + column);
-    const __m256i correction_lo = _mm256_loadu_si256(correction), correction_hi = _mm256_loadu_si256(correction + 1);
-    const __m256 scale_lo = _mm256_loadu_ps(g.scale + column), scale_hi = _mm256_loadu_ps(g.scale + column + 8);
-    for (int r = 0; r < at.rows; ++r) {
-      float* sum = partial + r * kPanel;
-      const int32_t* tile = acc + r * kPanel;
-      const __m256 lo = scaled(tile, correction_lo, scale_lo, block == 0 ? bias_lo : _mm256_load_ps(sum));
-      const __m256 hi = scaled(tile + 8, correction_hi, scale_hi, block == 0 ? bias_hi : _mm256_load_ps(sum + 8));
-      if (block + 1 < g.blocks) {
-        _mm256_store_ps(sum, lo);
-        _mm256_store_ps(sum + 8, hi);
-      } else {
-        put<kEpilogue>(g, at, r, lo, hi);
-      }
-    }
+inline void tile_sums(const GemmArgs& g, const Tile& t, const int8_t* b, int run, int block, int quads, int32_t* acc) {
+  const ptrdiff_t input = static_cast<ptrdiff_t>(block) * g.block_width;
+  if (run > 0) {
+    narrow_tile(g.a + t.row * g.a_stride + input, g.a_stride, t.rows, b, quads, run, acc);
+  } else {
+    const ptrdiff_t stride = qvit::wide_stride(static_cast<ptrdiff_t>(g.blocks) * g.block_width);
+    const int16_t* a = g.wide + (t.row % qvit::kChunkRows) * stride + input;
+    wide_tile(a, stride * static_cast<ptrdiff_t>(sizeof(int16_t)), t.rows, b, quads, acc);
   }
+}
+
+template <Epilogue kEpilogue>
+inline void one_tile(const GemmArgs& g, const Tile& t, const int8_t* b, const int16_t* runs, int quads) {
+  alignas(32) int32_t acc[kTileRows * kPanel];
+  if (g.blocks == 1) {
+    tile_sums(g, t, b, runs[0], 0, quads, acc);
+    if (g.b_shift != 0) add_shift(g, t, acc);
+    finish_tile<kEpilogue, true>(g, t, acc, nullptr);
+    return;
+  }
+  alignas(32) float partial[kTileRows * kPanel];
+  const Columns bias(g.bias + t.column);
+  for (int r = 0; r < kTileRows; ++r) {
+    _mm256_store_ps(partial + r * kPanel, bias.lo);
+    _mm256_store_ps(partial + r * kPanel + 8, bias.hi);
+  }
+  for (int block = 0; block < g.blocks; ++block) {
+    tile_sums(g, t, b + static_cast<ptrdiff_t>(block) * quads * qvit::kQuadBytes, runs[block], block, quads, acc);
+    add_block(g, t, block, acc, partial);
+  }
+  finish_tile<kEpilogue, false>(g, t, nullptr, partial);
 }
 
 // Widen a chunk of rows to 16 bits once, for all panels of the wide path.
