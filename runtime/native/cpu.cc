@@ -15,8 +15,23 @@ bool has_avx2_and_fma() {
 #endif
 }
 
+bool has_avx512_vnni() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return has_avx2_and_fma() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 std::vector<KernelPath> probe() {
   std::vector<KernelPath> paths;
+#if defined(QVIT_BUILD_AVX512)
+  paths.push_back({"avx512vnni", true, has_avx512_vnni(), &kAvx512Kernels});
+#else
+  paths.push_back({"avx512vnni", false, has_avx512_vnni(), nullptr});
+#endif
 #if defined(QVIT_BUILD_AVX2)
   paths.push_back({"avx2", true, has_avx2_and_fma(), &kAvx2Kernels});
 #else

@@ -112,6 +112,9 @@ struct Kernels {
 };
 
 extern const Kernels kScalarKernels;
+#if defined(QVIT_BUILD_AVX512)
+extern const Kernels kAvx512Kernels;
+#endif
 #if defined(QVIT_BUILD_AVX2)
 extern const Kernels kAvx2Kernels;
 #endif

@@ -2,8 +2,10 @@
 // and no template of the standard library is instantiated, because the linker may keep this file's copy of an inline
 // function for the whole library and so crash on a processor without AVX2.
 #include "avx2/gemm.h"
+#include "avx2/layer_norm.h"
 #include "avx2/pack.h"
 #include "avx2/rows.h"
+#include "avx2/softmax.h"
 
 namespace qvit {
 
