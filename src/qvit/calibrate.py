@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from .convert import require_quantized
 from .fake_quantize import grouped
-from .observers import Histogram, least_squares, least_squares_with_offset
+from .least_squares import Points, least_squares, least_squares_with_offset, points
+from .observers import Histogram
 from .quantizer import Quantizer
+
+CHUNK = 64  # groups fitted at a time: bounds the memory of the search
 
 
 @contextmanager
@@ -67,7 +70,7 @@ def calibrate(model: nn.Module, images: Iterable[Tensor | tuple[Tensor, ...] | l
     if not seen:
         raise ValueError("calibration got no images: the loader is empty")
     for name, histogram in histograms.items():
-        _fit(name, quantizers[name], *histogram.points())
+        _fit(name, quantizers[name], histogram.points())
 
 
 def _observe(model: nn.Module, images: Iterable, batches: int, histograms: dict[str, Histogram]) -> int:
@@ -96,29 +99,33 @@ def _observe(model: nn.Module, images: Iterable, batches: int, histograms: dict[
 
 def weight_owners(model: nn.Module) -> dict[str, Tensor]:
     """Weight tensor of each weight quantizer, by tensor name."""
-    return {name: parameter for name, parameter in model.named_parameters() if name in require_quantized(model)}
+    quantizers = require_quantized(model)
+    return {name: parameter for name, parameter in model.named_parameters() if name in quantizers}
 
 
 @torch.no_grad()
 def fit_weight(name: str, quantizer: Quantizer, weight: Tensor) -> None:
     """Least-squares scales of a weight for every slot."""
     values = grouped(weight.detach().float().cpu(), quantizer.scale_groups, quantizer.axis)
-    values = values.transpose(0, 1).reshape(quantizer.scale_groups, -1)
-    _fit(name, quantizer, values.double(), torch.ones_like(values, dtype=torch.float64))
+    _fit(name, quantizer, points(values.transpose(0, 1).reshape(quantizer.scale_groups, -1)))
 
 
-def _fit(name: str, quantizer: Quantizer, values: Tensor, weights: Tensor) -> None:
-    empty = ~((values != 0) & (weights > 0)).any(1)
+def _fit(name: str, quantizer: Quantizer, data: Points) -> None:
+    empty = (data.smallest == 0) & (data.largest == 0)
     if empty.any():
         groups = torch.nonzero(empty).flatten().tolist()
         warnings.warn(f"{name} is zero everywhere in group {groups}: its scale is arbitrary", stacklevel=3)
-    widths = quantizer.candidates if quantizer.log_scale.shape[1] > 1 else (quantizer.widths[0],)
-    scales, offsets = [], []
-    for bits in widths:
-        if quantizer.offset is None:
-            scales.append(least_squares(values, weights, bits, quantizer.signed))
-        else:
-            scale, offset = least_squares_with_offset(values, weights, bits)
-            scales.append(scale)
-            offsets.append(offset)
-    quantizer.set_bank(torch.stack(scales, 1), torch.stack(offsets, 1) if offsets else None)
+    rows, slots = quantizer.log_scale.shape
+    if rows < quantizer.scale_groups:  # a bank that all groups share fits all of them together
+        data = data.pooled()
+    scale, offset = torch.empty(rows, slots), torch.empty(rows, slots)
+    widths = quantizer.per_scale(quantizer.bit_width).cpu()[:rows]
+    for slot, bits in enumerate(quantizer.candidates if slots > 1 else widths.unique().tolist()):
+        chosen, column = (torch.arange(rows), slot) if slots > 1 else (torch.nonzero(widths == bits).flatten(), 0)
+        for part in chosen.split(CHUNK):
+            if quantizer.offset is None:
+                scale[part, column] = least_squares(data.rows(part), bits, quantizer.signed).float()
+            else:
+                pair = least_squares_with_offset(data.rows(part), bits)
+                scale[part, column], offset[part, column] = (value.float() for value in pair)
+    quantizer.set_bank(scale, offset if quantizer.offset is not None else None)

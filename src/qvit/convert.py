@@ -107,12 +107,18 @@ class _Builder:
     def check_patterns(self) -> None:
         """Refuse patterns that named nothing: a typo there would silently change nothing."""
         if self.unmatched:
+            layers = dict.fromkeys(name.rpartition(".")[0] for name in self.tensors)
             raise ValueError(
-                f"no tensor or layer matches {sorted(self.unmatched)}; tensors are named like {', '.join(self.tensors[:6])}"
+                f"nothing matches {sorted(self.unmatched)}; tensors (for overrides) are named like "
+                f"{', '.join(self.tensors[:6])}; layers (for keep_float, attention as a whole) like "
+                f"{', '.join(list(layers)[:6])}"
             )
 
     def _kept(self, name: str) -> bool:
-        hits = {pattern for pattern in self.spec.keep_float if fnmatch(name, pattern)}
+        """The layer or something that contains it matches a keep_float pattern."""
+        parts = name.split(".")
+        containers = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        hits = {pattern for pattern in self.spec.keep_float if any(fnmatch(part, pattern) for part in containers)}
         self.unmatched -= hits
         return bool(hits)
 

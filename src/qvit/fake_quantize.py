@@ -45,7 +45,9 @@ def grouped(x: Tensor, groups: int, axis: int) -> Tensor:
     """View (or copy, when x is not contiguous) of x as (before, groups, rest)."""
     if groups == 1:
         return x.reshape(1, 1, -1)
-    before = math.prod(x.shape[:axis]) if axis else 1
+    if x.shape[axis] % groups:
+        raise ValueError(f"axis {axis} of {tuple(x.shape)} does not divide into {groups} equal groups")
+    before = math.prod(x.shape[:axis])
     return x.reshape(before, groups, -1)
 
 

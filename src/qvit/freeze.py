@@ -110,9 +110,9 @@ class Emitter:
         self.constants[name] = _numpy(value) if isinstance(value, Tensor) else value.astype(np.float32)
         return name
 
-    def quantize(self, source: str, quantizer: Quantizer) -> str:
-        """values -> codes; the buffer is called like the tensor."""
-        grid = activation_grid(quantizer)
+    def quantize(self, source: str, quantizer: Quantizer, axis: int = 0) -> str:
+        """values -> codes, groups on `axis` of the buffer; the buffer is called like the tensor."""
+        grid = activation_grid(quantizer, axis)
         return self.emit(p.Quantize(source, self.tensor_names[quantizer]), self.shape(source), grid)
 
     def linear(self, codes: str, layer: QuantLinear | QuantConv2d) -> str:
@@ -173,7 +173,7 @@ class Emitter:
             split = self.emit(p.SplitHeads(qkv, f"{name}.{part}.values", index, 3), per_head)
             if isinstance(module, QuantAttention) and part != "v":
                 split = self.layer_norm(split, getattr(module, f"{part}_norm"))
-            parts[part] = self.quantize(split, getattr(module, f"{part}_quantizer"))
+            parts[part] = self.quantize(split, getattr(module, f"{part}_quantizer"), len(lead))
         square = (*per_head[:-1], tokens)
         scores = self.emit(p.QueryKey(parts["q"], parts["k"], f"{name}.scores", float(module.scale)), square)
         bias = masked = ""
@@ -181,33 +181,30 @@ class Emitter:
             bias = self.constant(f"{name}.position_bias", module.position_bias())
             masked = "" if mask is None else self.constant(f"{name}.mask", mask)
         softmax = self.emit(p.Softmax(scores, f"{name}.softmax", bias, masked), square)
-        attention = self.quantize(softmax, module.attention_quantizer)
+        attention = self.quantize(softmax, module.attention_quantizer, len(lead))
         mixed = self.emit(p.AttentionValue(attention, parts["v"], f"{name}.mixed"), per_head)
         return self.linear(self._merge(mixed, module), module.proj)
 
     def _merge(self, mixed: str, module: QuantAttention | QuantWindowAttention) -> str:
         *lead, heads, tokens, dim = self.shape(mixed)
         quantizer = module.proj.input_quantizer
-        grid = activation_grid(quantizer)
         codes = self.emit(
-            p.Quantize(mixed, f"{self.tensor_names[quantizer]}.heads"), self.shape(mixed), _on_axis(grid, len(lead))
+            p.Quantize(mixed, f"{self.tensor_names[quantizer]}.heads"),
+            self.shape(mixed),
+            activation_grid(quantizer, len(lead)),
         )
         merged = (*lead, tokens, heads * dim)
-        return self.emit(p.MergeHeads(codes, self.tensor_names[quantizer]), merged, _on_axis(grid, len(merged) - 1))
+        grid = activation_grid(quantizer, len(merged) - 1)
+        return self.emit(p.MergeHeads(codes, self.tensor_names[quantizer]), merged, grid)
 
 
-def _on_axis(grid: p.Grid, axis: int) -> p.Grid:
-    return p.Grid(grid.bits, grid.signed, grid.scale, grid.offset, axis if grid.groups > 1 else 0)
-
-
-def activation_grid(quantizer: Quantizer) -> p.Grid:
-    """The grid in force, on the axis of a buffer without its batch axis."""
+def activation_grid(quantizer: Quantizer, axis: int = 0) -> p.Grid:
+    """The grid in force; `axis` is where a buffer, which has no batch axis, has the groups (0 when there is one group)."""
     scale = quantizer.scale_at(quantizer.bit_width)
     offset = quantizer.offset_at(quantizer.bit_width)
     bits = quantizer.per_scale(quantizer.bit_width).tolist()
-    axis = 0 if quantizer.scale_groups == 1 else quantizer.axis - 1
     offsets = np.zeros(len(bits), np.float32) if offset is None else _numpy(offset)
-    return p.Grid(tuple(bits), quantizer.signed, _numpy(scale), offsets, axis)
+    return p.Grid(tuple(bits), quantizer.signed, _numpy(scale), offsets, axis if len(bits) > 1 else 0)
 
 
 def integer_weight(layer: QuantLinear | QuantConv2d) -> p.Weight:
@@ -254,7 +251,7 @@ def _patch_embed(emitter: Emitter, model: nn.Module, as_grid: bool) -> str:
     codes = emitter.emit(
         p.Patchify(image, "patch_embed.patches", patch), (*lead, features), emitter.buffers[image].grid
     )
-    return emitter.layer_norm(emitter.linear(codes, conv), embed.norm)  # type: ignore[union-attr, arg-type]
+    return emitter.layer_norm(emitter.linear(codes, conv), embed.norm)  # type: ignore[arg-type]
 
 
 def freeze_vit(emitter: Emitter, model: nn.Module) -> str:
@@ -343,8 +340,15 @@ def _swin_block(emitter: Emitter, stream: str, block: SwinTransformerBlock) -> s
         (count, window[0] * window[1], channels),
         emitter.buffers[codes].grid,
     )
-    mixed = emitter.attention(windows, attention, block.attn_mask)
+    mixed = emitter.attention(windows, attention, _attention_mask(block))
     merged = emitter.emit(p.WindowMerge(mixed, f"{name}.merged", window, shift), (rows, cols, channels))
     stream = emitter.residual(stream, merged, None, f"{name}.attention")
     branch = emitter.mlp(emitter.layer_norm(stream, block.norm2), block.mlp)
     return emitter.residual(stream, branch, None, f"{name}.output")
+
+
+def _attention_mask(block: SwinTransformerBlock) -> Tensor | None:
+    """The mask of shifted windows; a model of dynamic image size keeps none and makes it in every forward pass."""
+    if not block.dynamic_mask:
+        return block.attn_mask  # type: ignore[return-value]
+    return block.get_attn_mask(device=block.attn.proj.weight.device, dtype=torch.float32)

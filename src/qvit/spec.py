@@ -22,6 +22,8 @@ MIN_BITS, MAX_BITS = 2, 8
 def _check_bits(what: str, bits: float) -> None:
     if not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"{what} is {bits}; bit-widths go from {MIN_BITS} to {MAX_BITS}")
+    if bits != int(bits):
+        raise ValueError(f"{what} is {bits}; it must be a whole number")
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,6 @@ class FixedBits:
 
     def __post_init__(self) -> None:
         _check_bits("FixedBits.bits", self.bits)
-        if self.bits != int(self.bits):
-            raise ValueError(f"FixedBits.bits is {self.bits}; it must be a whole number")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Spec:
     scale         how many scales a group owns
     edge          bits of the patch embedding, of the classifier and of their inputs
     overrides     (pattern, bits) pairs on tensor names as the placement table prints them; the last match wins
-    keep_float    patterns on layer names that stay float, such as "head" or "blocks.0.mlp.*"
+    keep_float    patterns on layer names that stay float, such as "head" or "blocks.0.mlp"; a whole attention module at
+                  a time, since its two products have no float form inside an integer one
     """
 
     weights: Bits = LearnedBits()
@@ -113,6 +114,29 @@ class Spec:
     edge: Bits = FixedBits(8)
     overrides: tuple[tuple[str, Bits], ...] = ()
     keep_float: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            given = getattr(self, name)
+            if not isinstance(given, allowed):
+                raise ValueError(f"Spec.{name} is {given}; allowed: {', '.join(cls.__name__ for cls in allowed)}")
+        if not isinstance(self.keep_float, tuple) or not all(isinstance(item, str) for item in self.keep_float):
+            raise ValueError(
+                f"Spec.keep_float is {self.keep_float!r}; it must be a tuple of patterns, such as ('head',)"
+            )
+        for item in self.overrides:
+            if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], CHOICES["weights"])):
+                raise ValueError(f"Spec.overrides has {item}; each must be (pattern, FixedBits or LearnedBits)")
+
+
+CHOICES: dict[str, tuple[type, ...]] = {
+    "weights": (FixedBits, LearnedBits),
+    "activations": (FixedBits, LearnedBits),
+    "heads": (PerTensor, PerHead),
+    "weight_scale": (PerTensor, PerChannel),
+    "scale": (SwitchableScale, SharedScale, SingleScale),
+    "edge": (FixedBits, LearnedBits),
+}
 
 
 VALUES = {

@@ -23,4 +23,5 @@ def clamp_ste(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 def scale_grad(s: Tensor, factor: Tensor) -> Tensor:
     """s unchanged, its gradient multiplied by `factor`."""
-    return (s - s * factor).detach() + s * factor
+    scaled = s * factor
+    return s.detach() + (scaled - scaled.detach())  # s + 0: not one bit of s changes

@@ -78,6 +78,10 @@ def _refusals(name: str, module: nn.Module) -> Iterator[str]:
         yield f"{name}.proj has kernel {module.proj.kernel_size} and stride {module.proj.stride}; they must be equal"
     if isinstance(module, timm_layers.PatchEmbed) and module.patch_size[0] != module.patch_size[1]:
         yield f"{name} has patches of {module.patch_size}; they must be square"
+    if isinstance(module, timm_layers.PatchEmbed) and module.dynamic_img_pad and module.img_size:
+        patch = module.patch_size[0]
+        if any(side % patch for side in module.img_size):
+            yield f"{name} pads images of {module.img_size} to whole patches of {patch}; give it a multiple of {patch}"
     if isinstance(module, VisionTransformer):
         if module.attn_pool is not None:
             yield f"attn_pool is a {type(module.attn_pool).__name__}; attention pooling is not supported"

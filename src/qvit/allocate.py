@@ -1,0 +1,161 @@
+"""Allocation: how bit-widths move while they are learned.
+
+Two ways, both selectable:
+
+`Lagrangian` (default). At the best allocation under a budget every bit buys the same benefit per cost: with E the table of
+`sensitivity` and C the cost, there is one multiplier m with
+
+    rho_g = -dE/db_g / (dC/db_g) = m     for every group g that is not at an end of its range.
+
+E falls about fourfold per bit, so log4(rho_g / m) is the number of bits that group g is away from that point. Each update
+moves every bit by a fraction of it,
+
+    b_g <- clamp(b_g + rate * log4(rho_g / m), low, high),
+
+and m is not tuned: it is solved for by bisection such that the continuous cost meets the budget, from above or below. E is
+interpolated between the two neighbouring grids in the logarithm, so the gradient sees both. Groups without a cost (for
+example activations under a budget of average weight bits) go up to their end.
+
+`Published` (arXiv 2201.07703, section on the loss, and code): bits are parameters of AdamW with a learning rate of their
+own, driven by the clipping gradient of the task and by
+
+    weight * max(cost / budget - 1, 0)^2.
+
+The authors' penalty is in squared GBitOPs over the budget; relative to the budget a micro model and a large one feel it
+alike. Measured here and noted in experiments/LOG.md: Adam normalises each bit's gradient and the one-sided penalty has one
+sign everywhere, so in a short run all bits move in step and end uniform.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .budget import Budget
+from .convert import require_quantized
+from .cost import BitTable, Costs, bits_in_force, costs
+from .quantizer import Quantizer
+from .sensitivity import Sensitivity
+
+
+@dataclass(frozen=True)
+class Lagrangian:
+    """Benefit per cost through a solved multiplier.
+
+    rate      fraction of the distance to the optimum that an update moves a bit
+    largest   largest move of a bit in one update
+    every     optimizer steps between two probes (each followed by an update)
+    warm_up   probes before training, from which the first allocation is solved
+    decay     memory of the running sensitivity, per probe
+    """
+
+    rate: float = 0.3
+    largest: float = 0.5
+    every: int = 16
+    warm_up: int = 16
+    decay: float = 0.9
+
+
+@dataclass(frozen=True)
+class Published:
+    """The paper's penalty with bits in AdamW.
+
+    weight         of the penalty, in units of the loss
+    learning_rate  of the bits; None means two bits over stage 1, since Adam moves a bit by about its rate per step
+    """
+
+    weight: float = 10.0
+    learning_rate: float | None = None
+
+
+Allocation = Lagrangian | Published
+
+SLOWEST_FALL = 0.02  # an error that does not fall with more bits (noise) is taken to fall by this, in the logarithm
+
+
+def continuous_bits(model: nn.Module) -> BitTable:
+    """Bits as they are learned, in float64: with gradients where they are parameters."""
+    return {
+        name: quantizer.bits.double() if quantizer.is_learned else quantizer.bit_width.double()
+        for name, quantizer in require_quantized(model).items()
+    }
+
+
+def penalty(model: nn.Module, shape: Costs, budget: Budget, weight: float) -> Tensor:
+    """Published's budget term, a scalar with a gradient to every learned bit."""
+    excess = budget.spent(shape, continuous_bits(model)) / budget.limit - 1
+    return weight * torch.relu(excess).square()
+
+
+def log_table(table: Tensor) -> Tensor:
+    """Logarithm of a sensitivity table (groups, candidates), made strictly falling."""
+    logs = table.clamp(min=1e-30).log()
+    for column in range(1, logs.shape[1]):
+        logs[:, column] = torch.minimum(logs[:, column], logs[:, column - 1] - SLOWEST_FALL)
+    return logs
+
+
+def benefit(logs: Tensor, bits: Tensor, low: int) -> Tensor:
+    """-dE/db at continuous bits (groups,), from the logarithm of the table."""
+    last = logs.shape[1] - 2
+    index = (bits - low).floor().clamp(0, last).long().unsqueeze(1)
+    left, right = logs.gather(1, index).squeeze(1), logs.gather(1, index + 1).squeeze(1)
+    position = bits - low - index.squeeze(1)
+    return (left + (right - left) * position).exp() * (left - right)
+
+
+def step(
+    learned: dict[str, Quantizer],
+    tables: dict[str, Tensor],
+    shape: Costs,
+    budget: Budget,
+    bits: BitTable,
+    config: Lagrangian,
+) -> BitTable:
+    """One move of all bits towards equal benefit per cost at the budget; returns the new continuous bits."""
+    with torch.enable_grad():
+        leaves = {name: bits[name].clone().requires_grad_() for name in learned}
+        price = torch.autograd.grad(
+            budget.spent(shape, {**bits, **leaves}), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+    # 0.72 = 1 / ln 4: natural logarithms to bits
+    distance = {
+        name: (benefit(tables[name], bits[name], q.candidates[0]).log() - price[i].clamp(min=1e-30).log()) * 0.7213475
+        for i, (name, q) in enumerate(learned.items())
+    }
+
+    def move(multiplier: float) -> BitTable:
+        moved = dict(bits)
+        for name, quantizer in learned.items():
+            shift = ((distance[name] - multiplier) * config.rate).clamp(-config.largest, config.largest)
+            moved[name] = (bits[name] + shift).clamp(quantizer.candidates[0], quantizer.candidates[-1])
+        return moved
+
+    low, high = -200.0, 200.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if float(budget.spent(shape, move(middle))) > budget.limit:
+            low = middle
+        else:
+            high = middle
+    return move(high)
+
+
+@torch.no_grad()
+def update(model: nn.Module, sensitivity: Sensitivity, budget: Budget, config: Lagrangian, moves: int = 1) -> None:
+    """Move the learned bits `moves` times with the current tables and settle the widths in force."""
+    shape, learned = costs(model), sensitivity.quantizers
+    tables = {name: log_table(table) for name, table in sensitivity.tables.items()}
+    bits = {name: value.detach().cpu() for name, value in continuous_bits(model).items()}
+    for _ in range(moves):
+        bits = step(learned, tables, shape, budget, bits, config)
+    for name, quantizer in learned.items():
+        quantizer.bits.copy_(bits[name].to(quantizer.bits))
+        quantizer.settle_bits()
+
+
+def spread(model: nn.Module) -> dict[str, list[int]]:
+    """Bit-widths in force by tensor name, for histories and reports."""
+    return {name: value.long().tolist() for name, value in bits_in_force(model).items()}

@@ -1,0 +1,67 @@
+"""FitConfig: every choice of a training run that is not model, data, bits or budget. Values only, validated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .allocate import Allocation, Lagrangian
+
+Precision = Literal["no", "bf16"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How `fit` trains, a quantized model or (the same loop) a float one."""
+
+    epochs: float = 10.0
+    """Length of the run; a fraction ends in the middle of an epoch."""
+    optimizer: str = "adamw"
+    """A timm optimizer."""
+    learning_rate: float = 5e-4
+    """Peak rate of weights, for the global batch as it is (nothing is scaled by the batch size)."""
+    learning_rate_floor: float = 0.01
+    """The cosine ends at this fraction of the peak."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up."""
+    weight_decay: float = 0.05
+    """Of weights with two or more dimensions; never of bits, scales and offsets."""
+    scale_learning_rate: float = 2e-3
+    """Peak rate of the logarithms of scales, and of offsets: under Adam about the relative step of a scale."""
+    clip_gradient: float = 1.0
+    """Largest norm of all gradients together; 0 switches clipping off."""
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    precision: Precision = "no"
+    """Autocast of the float arithmetic; quantizers always compute in float32."""
+    lock_at: float = 0.6
+    """Fraction of the steps after which the bits are final; the rest settles weights and scales."""
+    refill: bool = True
+    """At the lock, raise and exchange bits after rounding (off for the ablation)."""
+    allocation: Allocation = field(default_factory=Lagrangian)
+    """How bits are learned."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of weights that starts at the lock and is returned; 0 switches it off."""
+    distillation: float = 0.0
+    """Weight of the teacher's logits in the loss, 0 to 1."""
+    temperature: float = 1.0
+    """Of the distillation."""
+    seed: int = 0
+    """Of data order, augmentation, mixup and dropout."""
+    log_every: int = 20
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints; 0 means at the end of every epoch. At the lock there is always one."""
+    evaluate_every: float = 1.0
+    """Epochs between two evaluations while training; 0 evaluates at the end only."""
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "learning_rate", "temperature", "accumulate", "log_every")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"fit.{name} is {getattr(self, name)}; it must be positive")
+        for name in ("learning_rate_floor", "lock_at", "ema_decay", "distillation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"fit.{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if self.precision not in ("no", "bf16"):
+            raise ValueError(f"fit.precision is {self.precision!r}; allowed: 'no', 'bf16'")

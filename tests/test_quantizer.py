@@ -1,0 +1,321 @@
+"""The quantizer module: its state, its groups, its slots, its life from uncalibrated to locked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qvit.calibrate import fit_weight
+from qvit.quantizer import HYSTERESIS, Quantizer, UncalibratedError
+from qvit.spec import Bits, FixedBits, LearnedBits, ScaleBank, SharedScale, SingleScale, SwitchableScale
+
+HEADS = 4
+
+
+def make(
+    bits: Bits = LearnedBits(2, 8),  # noqa: B008 (a frozen value)
+    groups: int = HEADS,
+    scale_groups: int = 0,
+    *,
+    axis: int = 1,
+    signed: bool = True,
+    offset: bool = False,
+    bank: ScaleBank = SwitchableScale(),  # noqa: B008
+    batched: bool = True,
+) -> Quantizer:
+    return Quantizer(
+        bits,
+        bit_groups=groups,
+        scale_groups=scale_groups or groups,
+        axis=axis,
+        signed=signed,
+        offset=offset,
+        bank=bank,
+        batched=batched,
+    )
+
+
+def filled(quantizer: Quantizer, seed: int = 0) -> Quantizer:
+    """Calibrated with random scales that differ in every slot and group."""
+    generator = torch.Generator().manual_seed(seed)
+    slots = quantizer.log_scale.shape[1]
+    scale = 0.05 + torch.rand(quantizer.scale_groups, slots, generator=generator)
+    quantizer.set_bank(scale, torch.rand(scale.shape, generator=generator) if quantizer.offset is not None else None)
+    return quantizer
+
+
+def heads_tensor(batch: int = 2) -> Tensor:
+    return torch.randn(batch, HEADS, 5, 3, generator=torch.Generator().manual_seed(batch))
+
+
+# State.
+
+
+@pytest.mark.parametrize(
+    ("bank", "bits", "shape"),
+    [
+        (SwitchableScale(), LearnedBits(2, 8), (HEADS, 7)),
+        (SwitchableScale(), LearnedBits(3, 5, 4.0), (HEADS, 3)),
+        (SwitchableScale(), FixedBits(4), (HEADS, 1)),
+        (SharedScale(), LearnedBits(2, 8), (1, 7)),
+        (SingleScale(), LearnedBits(2, 8), (HEADS, 1)),
+    ],
+    ids=["switchable", "narrow", "fixed", "shared", "single"],
+)
+def test_everything_exists_after_init(bank: ScaleBank, bits: Bits, shape: tuple[int, int]) -> None:
+    quantizer = make(bits, bank=bank, signed=False, offset=True)
+    before = {name: tuple(t.shape) for name, t in quantizer.state_dict().items()}
+    assert before == {
+        "bits": (HEADS,),
+        "bit_width": (HEADS,),
+        "log_scale": shape,
+        "offset": shape,
+        "_extra_state": (2,),
+    }
+    filled(quantizer)(heads_tensor())
+    assert {name: tuple(t.shape) for name, t in quantizer.state_dict().items()} == before
+
+
+def test_forward_writes_nothing() -> None:
+    quantizer = filled(make(LearnedBits(2, 8, 4.6)))
+    with torch.no_grad():
+        quantizer.bits.copy_(
+            torch.tensor([1.5, 9.0, 4.5, 6.49])
+        )  # outside the range, on a tie: forward leaves it alone
+    state = {name: t.clone() for name, t in quantizer.state_dict().items()}
+    quantizer(heads_tensor()).sum().backward()
+    for name, t in quantizer.state_dict().items():
+        assert torch.equal(t, state[name]), name
+
+
+def test_uncalibrated_refuses() -> None:
+    with pytest.raises(UncalibratedError, match=r"no scale yet: run qvit\.calibrate\(model, loader\)"):
+        make()(heads_tensor())
+
+
+def test_offset_needs_unsigned_codes() -> None:
+    with pytest.raises(ValueError, match="an offset needs unsigned codes"):
+        make(signed=True, offset=True)
+
+
+def test_scale_groups_divide() -> None:
+    with pytest.raises(ValueError, match=r"scale_groups \(6\) must be a multiple of bit_groups \(4\)"):
+        make(scale_groups=6)
+
+
+# Groups and slots.
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_width_in_force_picks_the_slot(bits: int) -> None:
+    quantizer = filled(make())
+    quantizer.set_bits(torch.full((HEADS,), float(bits)))
+    bank = quantizer.log_scale.detach().exp()
+    assert torch.equal(quantizer.scale_at(quantizer.bit_width).detach(), bank[:, bits - 2])
+    values = quantizer(heads_tensor()).detach()
+    steps = values / bank[:, bits - 2].view(1, -1, 1, 1)
+    assert torch.allclose(steps, steps.round(), atol=1e-4)
+
+
+def test_each_head_reads_its_own_slot_and_only_that_gets_a_gradient() -> None:
+    quantizer = filled(make())
+    widths = torch.tensor([2, 5, 8, 3])
+    quantizer.set_bits(widths.float())
+    (quantizer(heads_tensor()) ** 2).sum().backward()
+    used = torch.zeros(HEADS, 7, dtype=torch.bool)
+    used[torch.arange(HEADS), widths - 2] = True
+    assert torch.equal(quantizer.log_scale.grad != 0, used)
+
+
+def test_shared_bank_gives_heads_of_equal_bits_equal_scales() -> None:
+    quantizer = filled(make(bank=SharedScale()))
+    quantizer.set_bits(torch.tensor([3.0, 5.0, 3.0, 5.0]))
+    scale = quantizer.scale_at(quantizer.bit_width)
+    assert scale[0] == scale[2] != scale[1] == scale[3]
+
+
+def test_single_scale_does_not_move_with_the_bits() -> None:
+    quantizer = filled(make(bank=SingleScale()))
+    scales = []
+    for bits in (2.0, 8.0):
+        quantizer.set_bits(torch.full((HEADS,), bits))
+        scales.append(quantizer.scale_at(quantizer.bit_width).detach())
+    assert torch.equal(*scales)
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_equal_heads_are_one_layer(bits: int) -> None:
+    """Head-wise with equal bits and scales is layer-wise: values, and gradients once added up."""
+    x = heads_tensor()
+    results = []
+    for groups in (HEADS, 1):
+        quantizer = make(groups=groups)
+        quantizer.set_bank(torch.full((groups, 7), 0.3), None)
+        quantizer.set_bits(torch.full((groups,), float(bits)))
+        leaf = x.clone().requires_grad_()
+        values = quantizer(leaf)
+        (values**3).sum().backward()
+        results.append((values, leaf.grad, quantizer.bits.grad.sum()))  # type: ignore[union-attr]
+    for headwise, layerwise in zip(*results, strict=True):
+        assert torch.allclose(headwise, layerwise, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", range(HEADS))
+def test_changing_a_head_changes_only_that_head(head: int) -> None:
+    quantizer, x = filled(make()), heads_tensor()
+    quantizer.set_bits(torch.full((HEADS,), 4.0))
+    before = quantizer(x)
+    quantizer.set_bits(torch.where(torch.arange(HEADS) == head, 2.0, 4.0))
+    moved = (quantizer(x) != before).flatten(2).any(2).any(0)
+    assert moved.tolist() == [h == head for h in range(HEADS)]
+
+
+def test_channels_inside_a_head_share_its_bits() -> None:
+    quantizer = filled(make(groups=2, scale_groups=6, axis=0, batched=False))
+    quantizer.set_bits(torch.tensor([2.0, 8.0]))
+    weight = 3 * torch.randn(6, 500)
+    levels = [len(row.unique()) for row in quantizer(weight)]
+    assert max(levels[:3]) <= 4
+    assert min(levels[3:]) > 16
+
+
+# The gradient factor.
+
+
+def test_gradient_factor_does_not_know_the_batch() -> None:
+    """The same image twice has twice the gradient of the scale: the sum grows, its factor stays."""
+    image = heads_tensor(1)
+    grads = []
+    for batch in (1, 2, 8):
+        quantizer = filled(make())
+        (quantizer(image.expand(batch, -1, -1, -1).clone()) ** 2).sum().backward()
+        grads.append(quantizer.log_scale.grad / batch)  # type: ignore[operator]
+    assert torch.allclose(grads[0], grads[1], rtol=1e-5)
+    assert torch.allclose(grads[0], grads[2], rtol=1e-5)
+
+
+def test_gradient_factor_by_hand() -> None:
+    """g = 1 / sqrt(elements of one image and group * Qp): 15 elements per head, Qp = 7 at 4 bits."""
+    factor = make().gradient_factor(heads_tensor(8), torch.full((HEADS,), 7.0))
+    assert torch.allclose(factor, torch.full((HEADS,), (15 * 7) ** -0.5))
+    weight = make(axis=0, batched=False).gradient_factor(torch.zeros(8, 6), torch.full((HEADS,), 7.0))
+    assert torch.allclose(weight, torch.full((HEADS,), (12 * 7) ** -0.5))
+
+
+def test_fixed_bits_get_no_gradient_and_locked_bits_neither() -> None:
+    fixed = filled(make(FixedBits(3)))
+    locked = filled(make())
+    locked.lock()
+    for quantizer in (fixed, locked):
+        assert not quantizer.is_learned
+        quantizer(heads_tensor()).sum().backward()
+        assert quantizer.bits.grad is None
+
+
+def test_autocast_does_not_touch_the_arithmetic() -> None:
+    quantizer, x = filled(make()), heads_tensor()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer(x), quantizer(x.clone()))
+        assert quantizer(x.bfloat16()).dtype == torch.float32
+    assert quantizer(x).dtype == torch.float32
+
+
+# Bits: hysteresis, lock, round trip.
+
+
+@pytest.mark.parametrize(
+    ("bits", "width", "settled"),
+    [
+        (4.5 + HYSTERESIS / 2, 4, 4),  # past the tie, but not by enough
+        (4.5 + 2 * HYSTERESIS, 4, 5),
+        (4.5 - HYSTERESIS / 2, 5, 5),
+        (4.5 - 2 * HYSTERESIS, 5, 4),
+        (1.2, 2, 2),  # clamped
+        (9.7, 8, 8),
+        (6.9, 3, 7),  # several at once
+    ],
+)
+def test_hysteresis(bits: float, width: int, settled: int) -> None:
+    quantizer = make(groups=1)
+    with torch.no_grad():
+        quantizer.bits.fill_(bits)
+        quantizer.bit_width.fill_(width)
+    assert quantizer.settle_bits() == (width != settled)
+    assert quantizer.widths == [settled]
+    assert 2 <= float(quantizer.bits.detach()) <= 8
+
+
+def test_a_bit_that_dithers_keeps_its_slot() -> None:
+    quantizer = make(groups=1)
+    quantizer.set_bits(torch.tensor([4.4]))
+    for step in range(20):
+        with torch.no_grad():
+            quantizer.bits.fill_(4.5 + (0.04 if step % 2 else -0.04))
+        assert not quantizer.settle_bits()
+    assert quantizer.widths == [4]
+
+
+def test_fixed_bits_never_settle() -> None:
+    quantizer = make(FixedBits(3), groups=1)
+    assert not quantizer.settle_bits()
+    assert quantizer.widths == [3]
+
+
+def test_lock_survives_a_safetensors_round_trip(tmp_path: Path) -> None:
+    quantizer = filled(make())
+    quantizer.set_bits(torch.tensor([2.2, 3.7, 5.0, 8.0]))
+    quantizer.lock()
+    save_file(quantizer.state_dict(), tmp_path / "q.safetensors")
+    fresh = make()
+    assert fresh.is_learned
+    assert not fresh.is_calibrated
+    fresh.load_state_dict(load_file(tmp_path / "q.safetensors"))
+    assert not fresh.is_learned
+    assert not fresh.bits.requires_grad
+    assert fresh.widths == [2, 4, 5, 8]
+    assert fresh.bits.tolist() == [2.0, 4.0, 5.0, 8.0]
+    assert torch.equal(fresh(heads_tensor()), quantizer(heads_tensor()))
+
+
+def test_an_unlocked_uncalibrated_state_stays_so() -> None:
+    fresh = filled(make())
+    fresh.lock()
+    fresh.load_state_dict(make().state_dict())
+    assert fresh.is_learned
+    assert not fresh.is_calibrated
+
+
+def test_fixed_bits_stay_fixed_whatever_is_loaded() -> None:
+    fresh = make(FixedBits(8), groups=1)
+    state = fresh.state_dict()
+    state["_extra_state"] = torch.tensor([True, True])
+    fresh.load_state_dict(state)
+    assert not fresh.is_learned
+
+
+# Filling the bank.
+
+
+def test_shared_bank_is_fitted_to_all_groups_together() -> None:
+    """One dead head must not drag the shared scale away: the pooled data decide."""
+    weight = torch.cat([torch.zeros(4, 500), 0.02 * torch.randn(4, 500)])
+    shared = make(groups=2, axis=0, bank=SharedScale(), batched=False)
+    whole = make(groups=1, axis=0, batched=False)
+    with pytest.warns(UserWarning, match=r"w is zero everywhere in group \[0\]"):
+        fit_weight("w", shared, weight)
+    fit_weight("w", whole, weight)
+    assert torch.equal(shared.log_scale, whole.log_scale)
+
+
+def test_single_scale_is_fitted_at_the_bits_of_each_group() -> None:
+    single = make(groups=2, axis=0, bank=SingleScale(), batched=False)
+    single.set_bits(torch.tensor([2.0, 8.0]))
+    bank = make(groups=2, axis=0, batched=False)
+    weight = torch.randn(4, 500)
+    fit_weight("w", single, weight)
+    fit_weight("w", bank, weight)
+    assert torch.equal(single.log_scale[:, 0], torch.stack([bank.log_scale[0, 0], bank.log_scale[1, 6]]))

@@ -1,0 +1,94 @@
+"""What qvit does not quantize is refused by name, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import timm
+import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
+from torch import nn
+
+from qvit.convert import quantize
+from qvit.support import UnsupportedModelError, check_supported
+from toy_models import swin, vit
+
+
+def gated() -> nn.Module:
+    model = vit()
+    model.blocks[0].attn = Attention(16, 2, gated=True)  # type: ignore[union-attr, index, assignment]
+    return model
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "plain": (
+        lambda: nn.Linear(3, 3),
+        r"Linear is not supported; .* VisionTransformer, VisionTransformerDistilled, Swin",
+    ),
+    "cnn": (lambda: timm.create_model("resnet18"), r"ResNet is not supported"),
+    "eva": (lambda: timm.create_model("eva02_tiny_patch14_224", depth=1), r"Eva is not supported"),
+    "swiglu": (
+        lambda: timm.create_model("vit_giant_patch14_dinov2", depth=1, embed_dim=48, num_heads=2, img_size=28),
+        r"blocks\.0\.mlp is a (GluMlp|SwiGLU)",
+    ),
+    "attention_pooling": (lambda: vit(global_pool="map"), r"attn_pool is a AttentionPoolLatent"),
+    "max_pooling": (lambda: vit(global_pool="max"), r"global_pool is 'max'; supported: 'token', 'avg'"),
+    "quick_gelu": (lambda: vit(act_layer="quick_gelu"), r"blocks\.0\.mlp\.act is QuickGELU\(\); only the exact GELU"),
+    "tanh_gelu": (lambda: vit(act_layer="gelu_tanh"), r"blocks\.0\.mlp\.act is GELUTanh"),
+    "approximate_gelu": (
+        lambda: vit(act_layer=partial(nn.GELU, approximate="tanh")),
+        r"blocks\.0\.mlp\.act is GELU\(approximate='tanh'\)",
+    ),
+    "gate": (gated, r"blocks\.0\.attn has a gate"),
+    "scale_norm": (lambda: vit(scale_attn_norm=True), r"blocks\.0\.attn normalises its output \(scale_norm\)"),
+    "mlp_norm": (lambda: vit(scale_mlp_norm=True), r"blocks\.0\.mlp\.norm is a LayerNorm"),
+    "rms_norm": (lambda: vit(norm_layer="rmsnorm"), r"blocks\.0\.norm1 is a RmsNorm, which qvit does not quantize"),
+    "parallel_blocks": (lambda: vit(block_fn=ParallelScalingBlock), r"blocks\.0 is a ParallelScalingBlock"),
+    "post_norm": (lambda: vit(block_fn=ResPostBlock, init_values=1.0), r"blocks\.0 is a ResPostBlock"),
+    "swin_pool": (lambda: swin(global_pool="max"), r"global_pool is 'max'; supported for Swin: 'avg'"),
+    "padded_patches": (
+        lambda: vit(img_size=18, dynamic_img_pad=True, dynamic_img_size=True),
+        r"patch_embed pads images of \(18, 18\) to whole patches of 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name(name: str) -> None:
+    make, text = REFUSED[name]
+    with pytest.raises(UnsupportedModelError, match=text):
+        quantize(make())
+
+
+def test_quantizing_twice_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"patch_embed\.proj is a QuantConv2d"):
+        quantize(quantize(vit()))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"qk_norm": True},
+        {"init_values": 1e-5},
+        {"reg_tokens": 4, "no_embed_class": True},
+        {"global_pool": "avg", "class_token": False},
+        {"num_classes": 0},
+        {"pos_embed": "none"},
+        {"dynamic_img_size": True},
+        {"pre_norm": True},
+        {"img_size": (16, 24)},
+        {"in_chans": 1},
+        {"qkv_bias": False, "proj_bias": False},
+        {"norm_layer": partial(nn.LayerNorm, elementwise_affine=False)},
+    ],
+    ids=str,
+)
+def test_variations_are_supported(kwargs: dict) -> None:
+    model = vit(**kwargs)
+    check_supported(model)
+    assert isinstance(quantize(model), type(model))
+    assert torch.isfinite(next(model.parameters())).all()
