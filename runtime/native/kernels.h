@@ -44,7 +44,8 @@ struct GemmArgs {
   const float* grid_factor;    // kGeluCodes
   const float* grid_shift;
 
-  int16_t* wide;               // scratch: kChunkRows x wide_stride(inputs), for runs of 0
+  int chunk_rows;              // rows that go through all panels together: a multiple of kTileRows
+  int16_t* wide;               // scratch: chunk_rows x wide_stride(inputs), for short runs
 };
 
 constexpr ptrdiff_t wide_stride(ptrdiff_t inputs) { return (inputs + 15) / 16 * 16 + 16; }

@@ -10,14 +10,16 @@ namespace {
 
 // A task should last some tens of microseconds: long enough to hide being handed out, short enough to be balanced.
 constexpr double kTaskWork = 3e6;  // multiply-adds
+// Beyond this a core's second-level cache does not keep the weights from task to task: one task for each thread then.
+constexpr int64_t kManyWeights = 768 << 10;
 
 // How many units make a task. Rows come in chunks of kChunkRows, which share each panel of weights while it is in the
 // first-level cache. Among sizes around the wanted one, that with the smallest largest share of a thread wins.
-int64_t choose_task_units(int64_t units, int64_t grain, double unit_cost, int threads) {
-  const int64_t least = grain == 1 ? 1 : round_up(kChunkRows, grain);
+int64_t choose_task_units(int64_t units, int64_t grain, double unit_cost, int64_t weight_bytes, int threads) {
+  const int64_t least = grain < kTileRows ? grain : round_up(kChunkRows, grain);
   const int64_t even = round_up((units + threads - 1) / threads, grain);
   const int64_t wanted = std::max(least, static_cast<int64_t>(kTaskWork / std::max(unit_cost, 1.0)) / grain * grain);
-  if (wanted >= even) return even;
+  if (wanted >= even || weight_bytes > kManyWeights) return even;
   int64_t best = wanted, best_share = units + 1;
   for (int64_t size = wanted; size <= std::min(2 * wanted, even); size += grain) {
     const int64_t tasks = (units + size - 1) / size, full_rounds = (tasks - 1) / threads;
@@ -46,13 +48,14 @@ void make_phases(Plan& plan) {
   }
   for (Phase& phase : plan.phases) {
     double cost = 0.0;
-    int64_t grain = 1;
+    int64_t grain = 1, weight_bytes = 0;
     for (int i : phase.steps) {
+      if (plan.steps[i]->by_rows) weight_bytes += plan.steps[i]->weight_bytes;
       cost += plan.steps[i]->unit_cost;
       grain = std::lcm(grain, plan.steps[i]->grain);
     }
     phase.units = plan.steps[phase.steps.front()]->units;
-    phase.task_units = choose_task_units(phase.units, grain, cost, plan.threads);
+    phase.task_units = choose_task_units(phase.units, grain, cost, weight_bytes, plan.threads);
     phase.tasks = (phase.units + phase.task_units - 1) / phase.task_units;
   }
 }

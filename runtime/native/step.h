@@ -64,6 +64,7 @@ class Step {
   int64_t grain = 1;        // units are handed out in multiples of this
   bool by_rows = false;     // unit u reads and writes row u of its buffers and nothing else that this step's phase makes
   double unit_cost = 1.0;   // rough, in multiply-adds: decides how many units make a task
+  int64_t weight_bytes = 0; // read by every task: with more of them than a cache holds, tasks had better be few
   size_t scratch_bytes = 0;
   std::vector<int> reads, writes;  // storages
 };

@@ -80,7 +80,7 @@ class HeadProduct {
       levels_.insert(levels_.end(), padded_, grid.levels);
       const int run = run_length(left.bits[l], right.bits[r]);
       runs_.insert(runs_.end(), panels_of(columns), static_cast<int16_t>(run));
-      wide_ |= run == 0;
+      wide_ |= run <= 1;
       b_shift_.push_back(b_shift_of(right, r));
     }
   }
@@ -107,6 +107,7 @@ class HeadProduct {
     g.column_stride = padded_;
     g.levels = levels_.data() + head * padded_;
     g.epilogue = codes_ ? Epilogue::kCodes : Epilogue::kValues;
+    g.chunk_rows = kChunkRows;
     g.wide = reinterpret_cast<int16_t*>(scratch);
     return g;
   }

@@ -5,8 +5,17 @@
 namespace qvit {
 namespace {
 
-// With fewer rows than this the columns are divided among threads instead: the classifier has one row.
-constexpr int64_t kFewRows = 12;
+// Columns, not rows, are divided among threads where there are too few rows: the classifier has one; and where weights
+// are so large that reading them once for each thread takes longer than an uneven share of rows could save.
+constexpr int64_t kFewRows = 12, kFewRowsOfLarge = 64;
+constexpr int64_t kLarge = 512 << 10;  // bytes of weights: more than a second-level cache keeps
+
+// Small weights stay in the second-level cache and rows go through them in chunks that fit the first; of large ones
+// each panel should be read once, so it meets as many rows as the second level holds.
+int choose_chunk_rows(int64_t weight_bytes, int64_t inputs) {
+  if (weight_bytes <= kLarge / 2) return kChunkRows;
+  return static_cast<int>(std::max<int64_t>(kChunkRows, (kLarge / 2) / inputs / kTileRows * kTileRows));
+}
 
 class LinearStep final : public Step {
  public:
@@ -20,12 +29,14 @@ class LinearStep final : public Step {
     prepare_sums(*p.weight, *p.input_grid);
     prepare_epilogue(p);
 
-    const bool row_mode = rows_ >= kFewRows;
+    weight_bytes = packed_.size();
+    chunk_rows_ = choose_chunk_rows(weight_bytes, inputs_);
+    const bool row_mode = rows_ >= (weight_bytes > kLarge ? kFewRowsOfLarge : kFewRows);
     by_rows = row_mode;
     units = row_mode ? rows_ : panels_of(columns_);
-    grain = row_mode ? kTileRows : 1;
+    grain = row_mode ? kTileRows : 4;
     unit_cost = static_cast<double>(inputs_) * static_cast<double>(row_mode ? columns_ : rows_ * kPanel);
-    if (any_wide_) scratch_bytes = sizeof(int16_t) * kChunkRows * wide_stride(inputs_);
+    if (any_wide_) scratch_bytes = sizeof(int16_t) * chunk_rows_ * wide_stride(inputs_);
     reads = {input_};
     if (residual_ >= 0) reads.push_back(residual_);
     writes = {output_};
@@ -58,6 +69,7 @@ class LinearStep final : public Step {
     g.levels = levels_.data() + column;
     g.grid_factor = grid_factor_.data() + column;
     g.grid_shift = grid_shift_.data() + column;
+    g.chunk_rows = chunk_rows_;
     g.wide = reinterpret_cast<int16_t*>(scratch);
     kernels_.gemm(g);
   }
@@ -86,7 +98,7 @@ class LinearStep final : public Step {
         run = std::min<int16_t>(run, static_cast<int16_t>(run_length(grid.bits[input_group], w.bits[group])));
       }
     }
-    any_wide_ = std::find(runs_.begin(), runs_.end(), 0) != runs_.end();
+    any_wide_ = *std::min_element(runs_.begin(), runs_.end()) <= 1;
   }
 
   // Whatever is linear in the result is folded into scale and bias, once, in float64.
@@ -123,7 +135,7 @@ class LinearStep final : public Step {
   const Kernels& kernels_;
   int input_, output_, residual_;
   int64_t rows_, inputs_, columns_, width_ = 0, panel_bytes_ = 0;
-  int blocks_ = 1;
+  int blocks_ = 1, chunk_rows_ = kChunkRows;
   bool any_wide_ = false;
   Epilogue epilogue_ = Epilogue::kValues;
   Aligned<int8_t> packed_;

@@ -106,8 +106,8 @@ inline void one_tile(const GemmArgs& g, const Tile& t, int quads) {
 template <Epilogue kEpilogue>
 void gemm_with(const GemmArgs& g) {
   const int panels = static_cast<int>(qvit::panels_of(g.columns)), quads = static_cast<int>(qvit::quads_of(g.block_width));
-  for (int chunk = 0; chunk < g.rows; chunk += qvit::kChunkRows) {
-    const int end = g.rows - chunk < qvit::kChunkRows ? g.rows : chunk + qvit::kChunkRows;
+  for (int chunk = 0; chunk < g.rows; chunk += g.chunk_rows) {
+    const int end = g.rows - chunk < g.chunk_rows ? g.rows : chunk + g.chunk_rows;
     for (int p = 0; p < panels; p += kTilePanels) {
       for (int row = chunk; row < end; row += kTileRows) {
         const int rows = end - row < kTileRows ? end - row : kTileRows;

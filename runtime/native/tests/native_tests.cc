@@ -89,6 +89,7 @@ struct Gemm {
     args.levels = levels.data();
     args.grid_factor = factor.data();
     args.grid_shift = shift.data();
+    args.chunk_rows = kChunkRows;
     args.wide = wide.data();
   }
 
