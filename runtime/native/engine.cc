@@ -155,8 +155,9 @@ void Engine::run_alone(Context& context, int worker, const Call& call, int64_t i
   bind(context, worker, call, image);
   const Frame frame{context.pointers[worker].data()};
   for (const Phase& phase : plan_.phases) {
-    for (int64_t begin = 0; begin < phase.units; begin += phase.task_units) {
-      const int64_t end = std::min(phase.units, begin + phase.task_units);
+    const int64_t last = phase.first + phase.units;
+    for (int64_t begin = phase.first; begin < last; begin += phase.task_units) {
+      const int64_t end = std::min(last, begin + phase.task_units);
       for (int step : phase.steps) run_step(context, worker, frame, step, begin, end, call.timed);
     }
   }
@@ -173,7 +174,8 @@ void Engine::run_together(Context& context, const Call& call, int64_t image) con
       for (;;) {
         const int64_t task = context.next_task[p].fetch_add(1, std::memory_order_relaxed);
         if (task >= phase.tasks) break;
-        const int64_t begin = task * phase.task_units, end = std::min(phase.units, begin + phase.task_units);
+        const int64_t begin = phase.first + task * phase.task_units;
+        const int64_t end = std::min(phase.first + phase.units, begin + phase.task_units);
         for (int step : phase.steps) run_step(context, worker, frame, step, begin, end, call.timed);
       }
       context.barrier.wait();

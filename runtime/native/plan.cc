@@ -35,13 +35,34 @@ int64_t choose_task_units(int64_t units, int64_t grain, double unit_cost, int64_
   return best;
 }
 
+// From the outputs backwards: which rows of each storage does anyone read?
+void drop_unread_rows(Plan& plan) {
+  std::vector<RowRange> read(plan.storages.size(), kNoRows);
+  auto add = [&](int storage, RowRange rows) {
+    RowRange& r = read[storage];
+    if (r == kAllRows || rows == kNoRows) return;
+    if (rows == kAllRows || r == kNoRows) {
+      r = rows;
+    } else {
+      r = {std::min(r.begin, rows.begin), std::max(r.end, rows.end)};
+    }
+  };
+  for (const Port& port : plan.outputs) add(port.storage, kAllRows);
+  for (auto step = plan.steps.rbegin(); step != plan.steps.rend(); ++step) {
+    RowRange rows = kNoRows;
+    for (int s : (*step)->writes) rows = read[s] == kNoRows ? kAllRows : read[s];  // every step writes one storage
+    const std::vector<RowRange> needs = (*step)->narrow(rows);
+    for (size_t i = 0; i < needs.size(); ++i) add((*step)->reads[i], needs[i]);
+  }
+}
+
 void make_phases(Plan& plan) {
   for (int i = 0; i < static_cast<int>(plan.steps.size()); ++i) {
     const Step& step = *plan.steps[i];
     bool join = false;
     if (!plan.phases.empty() && step.by_rows) {
       const Step& before = *plan.steps[plan.phases.back().steps.back()];
-      join = before.by_rows && before.units == step.units;
+      join = before.by_rows && before.units == step.units && before.first == step.first;
     }
     if (!join) plan.phases.emplace_back();
     plan.phases.back().steps.push_back(i);
@@ -54,6 +75,7 @@ void make_phases(Plan& plan) {
       cost += plan.steps[i]->unit_cost;
       grain = std::lcm(grain, plan.steps[i]->grain);
     }
+    phase.first = plan.steps[phase.steps.front()]->first;
     phase.units = plan.steps[phase.steps.front()]->units;
     phase.task_units = choose_task_units(phase.units, grain, cost, weight_bytes, plan.threads);
     phase.tasks = (phase.units + phase.task_units - 1) / phase.task_units;
@@ -115,6 +137,7 @@ Plan make_plan(const Program& program, const Kernels& kernels, int threads, bool
   plan.kernels = &kernels;
   plan.threads = threads;
   make_steps(program, fuse, plan);
+  if (fuse) drop_unread_rows(plan);
   make_phases(plan);
   find_lifetimes(plan);
   // Values of the caller are used where they are; kCallers keeps them out of the arena. A buffer that is both an

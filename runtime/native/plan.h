@@ -6,6 +6,9 @@
 // thread takes a block of rows through all of them (LayerNorm, quantize, fc1, GELU, quantize, fc2, add ...) while they
 // are in its caches. Storages live from the first to the last phase that touches them, and storages whose lives do not
 // overlap share memory. Inside a phase nothing is reused: other threads may be at another step of it.
+//
+// Rows that nobody reads are not computed: a ViT that classifies by its class token needs one row of its last block's
+// MLP, not 197.
 #pragma once
 
 #include <memory>
@@ -27,7 +30,7 @@ struct Storage {
 
 struct Phase {
   std::vector<int> steps;
-  int64_t units = 1, task_units = 1, tasks = 1;
+  int64_t first = 0, units = 1, task_units = 1, tasks = 1;
 };
 
 // What a caller fills or reads: values as they are, codes as int16. `place` where heads are columns of a wider matrix.

@@ -52,15 +52,34 @@ struct Frame {
   }
 };
 
+// Rows [begin, end) of a storage.
+struct RowRange {
+  int64_t begin, end;
+  bool operator==(const RowRange&) const = default;
+};
+inline constexpr RowRange kAllRows = {0, -1};
+inline constexpr RowRange kNoRows = {0, 0};
+
 class Step {
  public:
   virtual ~Step() = default;
   // Units [begin, end). `scratch` has scratch_bytes and belongs to the calling thread.
   virtual void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const = 0;
 
+  // Called once, before planning ends, from the last step to the first: only `rows` of what the step writes are read by
+  // anyone (kAllRows: unknown, all). A step that can do less for it changes `first` and `units`. Returns the rows of
+  // each of `reads` that it needs.
+  virtual std::vector<RowRange> narrow(RowRange rows) {
+    if (!by_rows || rows == kAllRows) return std::vector<RowRange>(reads.size(), kAllRows);
+    first = rows.begin;
+    units = rows.end - rows.begin;
+    return std::vector<RowRange>(reads.size(), rows);
+  }
+
   std::string name;         // for the profile: "Linear+Gelu+Quantize"
   std::vector<int> ops;     // the ops of the program it stands for
   int64_t units = 1;
+  int64_t first = 0;        // units [first, first + units) are run: those before and behind are never read
   int64_t grain = 1;        // units are handed out in multiples of this
   bool by_rows = false;     // unit u reads and writes row u of its buffers and nothing else that this step's phase makes
   double unit_cost = 1.0;   // rough, in multiply-adds: decides how many units make a task

@@ -125,20 +125,31 @@ class HeadStep : public Step {
  protected:
   static constexpr int64_t kBlockRows = 30;
 
-  explicit HeadStep(const HeadShape& shape) : shape_(shape) {
+  explicit HeadStep(const HeadShape& shape) : shape_(shape), tokens_(shape.tokens) {
     const int64_t wanted = (shape.tokens + kBlockRows - 1) / kBlockRows;
     block_rows_ = round_up((shape.tokens + wanted - 1) / wanted, kTileRows);
     blocks_ = (shape.tokens + block_rows_ - 1) / block_rows_;
     units = shape.windows * shape.heads * blocks_;
     unit_cost = static_cast<double>(block_rows_ * shape.keys * (shape.width + 20));
   }
+  // Rows of the (windows x tokens) output become blocks of queries; with many windows, all of them are run.
+  std::vector<RowRange> narrow(RowRange rows) override {
+    std::vector<RowRange> needs(reads.size(), kAllRows);
+    if (rows == kAllRows || shape_.windows > 1 || !rows_of_output_) return needs;
+    first_row_ = rows.begin;
+    tokens_ = rows.end;
+    blocks_ = (rows.end - rows.begin + block_rows_ - 1) / block_rows_;
+    units = shape_.heads * blocks_;
+    return needs;  // queries, keys and values are columns of one storage: all of it
+  }
+
   struct Rows {
     int64_t window, head, begin, end;
   };
   Rows rows_of(int64_t unit) const {
     const int64_t block = unit % blocks_, which = unit / blocks_;
-    return {which / shape_.heads, which % shape_.heads, block * block_rows_,
-            std::min(shape_.tokens, (block + 1) * block_rows_)};
+    return {which / shape_.heads, which % shape_.heads, first_row_ + block * block_rows_,
+            std::min(tokens_, first_row_ + (block + 1) * block_rows_)};
   }
   int64_t packed_at(const Rows& r, int64_t head_bytes) const { return (r.window * shape_.heads + r.head) * head_bytes; }
 
@@ -153,7 +164,8 @@ class HeadStep : public Step {
   }
 
   HeadShape shape_;
-  int64_t block_rows_, blocks_;
+  int64_t block_rows_, blocks_, first_row_ = 0, tokens_;
+  bool rows_of_output_ = false;  // the output's rows are tokens: merged heads
 };
 
 class AttentionStep final : public HeadStep {
@@ -165,6 +177,7 @@ class AttentionStep final : public HeadStep {
     for (int64_t h = 0; h < shape_.heads; ++h) grids_.push_back(head_grid(*p.attention_grid, h, shape_.heads));
     if (p.bias != nullptr) bias_ = p.bias->data;
     if (p.mask != nullptr) mask_ = p.mask->data;
+    rows_of_output_ = p.output.row_stride != shape_.width || shape_.heads == 1;
     row_ = round_up(shape_.keys, kPanel);
     wide_at_ = static_cast<size_t>(round_up(kTileRows * row_ * 5 + kSlack, 64));
     scratch_bytes = wide_at_ + std::max(scores_.scratch_bytes(), product_.scratch_bytes());

@@ -32,19 +32,31 @@ class LinearStep final : public Step {
     weight_bytes = packed_.size();
     chunk_rows_ = choose_chunk_rows(weight_bytes, inputs_);
     const bool row_mode = rows_ >= (weight_bytes > kLarge ? kFewRowsOfLarge : kFewRows);
-    by_rows = row_mode;
-    units = row_mode ? rows_ : panels_of(columns_);
-    grain = row_mode ? kTileRows : 4;
-    unit_cost = static_cast<double>(inputs_) * static_cast<double>(row_mode ? columns_ : rows_ * kPanel);
+    if (row_mode) {
+      by_rows = true;
+      units = rows_;
+      grain = kTileRows;
+      unit_cost = static_cast<double>(inputs_) * static_cast<double>(columns_);
+    } else {
+      divide_columns({0, rows_});
+    }
     if (any_wide_) scratch_bytes = sizeof(int16_t) * chunk_rows_ * wide_stride(inputs_);
     reads = {input_};
     if (residual_ >= 0) reads.push_back(residual_);
     writes = {output_};
   }
 
+  // A few rows of many: their columns are divided, as if there had never been more rows.
+  std::vector<RowRange> narrow(RowRange rows) override {
+    if (rows == kAllRows) return std::vector<RowRange>(reads.size(), kAllRows);
+    if (by_rows && rows.end - rows.begin >= kFewRows) return Step::narrow(rows);
+    divide_columns(rows);
+    return std::vector<RowRange>(reads.size(), rows);
+  }
+
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const override {
     const bool codes_out = epilogue_ == Epilogue::kCodes || epilogue_ == Epilogue::kGeluCodes;
-    const int64_t row = by_rows ? begin : 0, rows = by_rows ? end - begin : rows_;
+    const int64_t row = by_rows ? begin : all_.begin, rows = (by_rows ? end : all_.end) - row;
     const int64_t panel = by_rows ? 0 : begin, column = panel * kPanel;
     const int64_t columns = by_rows ? columns_ : std::min(columns_, end * kPanel) - column;
     const int64_t at = row * columns_ + column;
@@ -76,6 +88,15 @@ class LinearStep final : public Step {
 
  private:
   int64_t padded() const { return panels_of(columns_) * kPanel; }
+
+  void divide_columns(RowRange rows) {
+    all_ = rows;
+    by_rows = false;
+    first = 0;
+    units = panels_of(columns_);
+    grain = 4;
+    unit_cost = static_cast<double>(inputs_ * (rows.end - rows.begin) * kPanel);
+  }
 
   // Per column and block: correction, scale (of input and weight), and the run length of each panel.
   void prepare_sums(const Weight& w, const Grid& grid) {
@@ -137,6 +158,7 @@ class LinearStep final : public Step {
   int64_t rows_, inputs_, columns_, width_ = 0, panel_bytes_ = 0;
   int blocks_ = 1, chunk_rows_ = kChunkRows;
   bool any_wide_ = false;
+  RowRange all_ = kAllRows;  // the rows of every task when columns are divided
   Epilogue epilogue_ = Epilogue::kValues;
   Aligned<int8_t> packed_;
   std::vector<int16_t> runs_;

@@ -190,6 +190,7 @@ class SelectTokenStep final : public MoveStep {
  public:
   SelectTokenStep(const Buffer& in, int64_t index, int from, int to)
       : MoveStep(from, to), channels_(in.last()), index_(index) {}
+  std::vector<RowRange> narrow(RowRange) override { return {{index_, index_ + 1}}; }
   void run(const Frame& frame, int64_t, int64_t, std::byte*) const override {
     std::memcpy(frame.at<float>(to_), frame.at<float>(from_) + index_ * channels_,
                 static_cast<size_t>(channels_) * sizeof(float));
