@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "../layout.h"
 #include "math.h"
 #include "rows.h"
 
@@ -55,29 +56,40 @@ inline __m256 normal_of_tail(const qvit::LayerNormArgs& n, const float* x, int a
   return _mm256_fmadd_ps(normal, load_first(n.weight + at, count), load_first(n.bias + at, count));
 }
 
+inline void layer_norm_row(const qvit::LayerNormArgs& n, ptrdiff_t start, __m256 mean, __m256 inverse) {
+  const float* x = n.x + start;
+  int c = 0;
+  if (n.codes == nullptr) {
+    for (; c + 8 <= n.width; c += 8) _mm256_storeu_ps(n.out + start + c, normal_of(n, x, c, mean, inverse));
+    if (c < n.width) store_first(n.out + start + c, normal_of_tail(n, x, c, mean, inverse), n.width - c);
+    return;
+  }
+  for (; c + 16 <= n.width; c += 16) {
+    const __m256 lo = normal_of(n, x, c, mean, inverse), hi = normal_of(n, x, c + 8, mean, inverse);
+    const __m128i codes = to_codes(lo, hi, _mm256_loadu_ps(n.levels + c), _mm256_loadu_ps(n.levels + c + 8));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(n.codes + start + c), codes);
+  }
+  if (c < n.width) {
+    const __m256 lo = normal_of_tail(n, x, c, mean, inverse), hi = normal_of_tail(n, x, c + 8, mean, inverse);
+    const __m256 levels_lo = load_first(n.levels + c, at_most_8(n.width - c));
+    const __m256 levels_hi = load_first(n.levels + c + 8, at_most_8(n.width - c - 8));
+    store_bytes(n.codes + start + c, to_codes(lo, hi, levels_lo, levels_hi), n.width - c);
+  }
+}
+
+// Six rows at a time, each pass over all of them: the reductions at the ends of rows then overlap.
 void layer_norm(const qvit::LayerNormArgs& n) {
-  for (int row = 0; row < n.rows; ++row) {
-    const ptrdiff_t start = static_cast<ptrdiff_t>(row) * n.width;
-    const float* x = n.x + start;
-    const __m256 mean = splat(row_mean(x, n.width));
-    const __m256 variance = splat(row_variance(x, n.width, mean) + n.eps);
-    const __m256 inverse = _mm256_div_ps(splat(1.0f), _mm256_sqrt_ps(variance));
-    int c = 0;
-    if (n.codes != nullptr) {
-      for (; c + 16 <= n.width; c += 16) {
-        const __m256 lo = normal_of(n, x, c, mean, inverse), hi = normal_of(n, x, c + 8, mean, inverse);
-        const __m128i codes = to_codes(lo, hi, _mm256_loadu_ps(n.levels + c), _mm256_loadu_ps(n.levels + c + 8));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(n.codes + start + c), codes);
-      }
-      if (c < n.width) {
-        const __m256 lo = normal_of_tail(n, x, c, mean, inverse), hi = normal_of_tail(n, x, c + 8, mean, inverse);
-        const __m256 levels_lo = load_first(n.levels + c, at_most_8(n.width - c));
-        const __m256 levels_hi = load_first(n.levels + c + 8, at_most_8(n.width - c - 8));
-        store_bytes(n.codes + start + c, to_codes(lo, hi, levels_lo, levels_hi), n.width - c);
-      }
-    } else {
-      for (; c + 8 <= n.width; c += 8) _mm256_storeu_ps(n.out + start + c, normal_of(n, x, c, mean, inverse));
-      if (c < n.width) store_first(n.out + start + c, normal_of_tail(n, x, c, mean, inverse), n.width - c);
+  for (int first = 0; first < n.rows; first += qvit::kTileRows) {
+    const int rows = n.rows - first < qvit::kTileRows ? n.rows - first : qvit::kTileRows;
+    const ptrdiff_t start = static_cast<ptrdiff_t>(first) * n.width;
+    float mean[qvit::kTileRows], inverse[qvit::kTileRows];
+    for (int r = 0; r < rows; ++r) mean[r] = row_mean(n.x + start + static_cast<ptrdiff_t>(r) * n.width, n.width);
+    for (int r = 0; r < rows; ++r) {
+      const float variance = row_variance(n.x + start + static_cast<ptrdiff_t>(r) * n.width, n.width, splat(mean[r]));
+      inverse[r] = 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(variance + n.eps)));
+    }
+    for (int r = 0; r < rows; ++r) {
+      layer_norm_row(n, start + static_cast<ptrdiff_t>(r) * n.width, splat(mean[r]), splat(inverse[r]));
     }
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "../layout.h"
 #include "math.h"
 
 namespace {
@@ -33,24 +34,33 @@ inline float row_squares(const float* x, int width, __m512 mean) {
   return sum_lanes(_mm512_add_ps(a, b));
 }
 
+// Six rows at a time, each pass over all of them: the reductions at the ends of rows then overlap.
 void layer_norm(const qvit::LayerNormArgs& n) {
   const float width = static_cast<float>(n.width);
-  for (int row = 0; row < n.rows; ++row) {
-    const ptrdiff_t start = static_cast<ptrdiff_t>(row) * n.width;
-    const float* x = n.x + start;
-    const __m512 mean = wide_splat(row_sum(x, n.width) / width);
-    const __m512 variance = wide_splat(row_squares(x, n.width, mean) / width + n.eps);
-    const __m512 inverse = _mm512_div_ps(wide_splat(1.0f), _mm512_sqrt_ps(variance));
+  for (int first = 0; first < n.rows; first += qvit::kTileRows) {
+    const int rows = n.rows - first < qvit::kTileRows ? n.rows - first : qvit::kTileRows;
+    const ptrdiff_t start = static_cast<ptrdiff_t>(first) * n.width;
+    __m512 mean[qvit::kTileRows], inverse[qvit::kTileRows];
+    for (int r = 0; r < rows; ++r) {
+      mean[r] = wide_splat(row_sum(n.x + start + static_cast<ptrdiff_t>(r) * n.width, n.width) / width);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const float squares = row_squares(n.x + start + static_cast<ptrdiff_t>(r) * n.width, n.width, mean[r]);
+      inverse[r] = _mm512_div_ps(wide_splat(1.0f), _mm512_sqrt_ps(wide_splat(squares / width + n.eps)));
+    }
     for (int c = 0; c < n.width; c += 16) {
       const __mmask16 inside = first_columns(n.width - c);
-      const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(inside, x + c), mean), inverse);
-      const __m512 v = _mm512_fmadd_ps(normal, _mm512_maskz_loadu_ps(inside, n.weight + c),
-                                       _mm512_maskz_loadu_ps(inside, n.bias + c));
-      if (n.codes != nullptr) {
-        const __m512 levels = _mm512_maskz_loadu_ps(inside, n.levels + c);
-        _mm_mask_storeu_epi8(n.codes + start + c, inside, to_codes(v, levels));
-      } else {
-        _mm512_mask_storeu_ps(n.out + start + c, inside, v);
+      const __m512 weight = _mm512_maskz_loadu_ps(inside, n.weight + c), bias = _mm512_maskz_loadu_ps(inside, n.bias + c);
+      const __m512 levels = n.codes != nullptr ? _mm512_maskz_loadu_ps(inside, n.levels + c) : bias;
+      for (int r = 0; r < rows; ++r) {
+        const ptrdiff_t at = start + static_cast<ptrdiff_t>(r) * n.width + c;
+        const __m512 centred = _mm512_sub_ps(_mm512_maskz_loadu_ps(inside, n.x + at), mean[r]);
+        const __m512 v = _mm512_fmadd_ps(_mm512_mul_ps(centred, inverse[r]), weight, bias);
+        if (n.codes != nullptr) {
+          _mm_mask_storeu_epi8(n.codes + at, inside, to_codes(v, levels));
+        } else {
+          _mm512_mask_storeu_ps(n.out + at, inside, v);
+        }
       }
     }
   }
