@@ -352,6 +352,71 @@ void test_check() {
   expect_refusal([](Program& p) { p.outputs = {50}; });
 }
 
+// One random number of a program is changed. Whatever `check` lets through must run without a sanitizer's complaint.
+void mutate(Program& p) {
+  auto any = [](auto& list) -> auto& { return list[static_cast<size_t>(pick(0, static_cast<int>(list.size()) - 1))]; };
+  auto number = [](int64_t old) { return pick(0, 2) == 0 ? int64_t{pick(-3, 70)} : old + pick(-2, 2); };
+  switch (pick(0, 8)) {
+    case 0: any(any(p.buffers).shape) = number(5); break;
+    case 1: any(p.ops).inputs[0] = pick(-1, static_cast<int>(p.buffers.size())); break;
+    case 2: any(p.ops).output = pick(-1, static_cast<int>(p.buffers.size())); break;
+    case 3: {
+      Op& op = any(p.ops);
+      if (!op.integers.empty()) any(op.integers) = number(any(op.integers));
+      if (!op.tensors.empty()) any(op.tensors) = pick(-1, 8);
+      break;
+    }
+    case 4: any(p.ops).kind = static_cast<Kind>(pick(0, static_cast<int>(Kind::kMeanTokens))); break;
+    case 5: std::swap(any(p.ops), any(p.ops)); break;
+    case 6: {
+      Buffer& b = any(p.buffers);
+      if (!b.grid) break;
+      b.grid->axis = pick(-1, 4);
+      if (pick(0, 1) == 0) b.grid->bits[0] = pick(0, 10);
+      if (pick(0, 1) == 0) b.grid->is_signed = !b.grid->is_signed;
+      if (pick(0, 1) == 0) {
+        b.grid->bits.assign(static_cast<size_t>(pick(0, 4)), 4);
+        b.grid->scale.assign(b.grid->bits.size(), 0.1f);
+        b.grid->offset.assign(b.grid->bits.size(), 0.0f);
+      }
+      break;
+    }
+    case 7: {
+      Weight& w = any(p.weights);
+      w.row_groups = pick(0, 4);
+      w.column_groups = pick(0, 4);
+      w.bits.assign(static_cast<size_t>(w.row_groups * w.column_groups), pick(2, 8));
+      w.scale.assign(w.bits.size(), 0.1f);
+      break;
+    }
+    default: any(pick(0, 1) == 0 ? p.inputs : p.outputs) = pick(0, static_cast<int>(p.buffers.size()) - 1); break;
+  }
+}
+
+void test_mutants() {
+  int ran = 0;
+  for (int turn = 0; turn < 3000; ++turn) {
+    Program program = block_program(pick(1, 9), 2, 4, 4);
+    for (int i = pick(1, 3); i > 0; --i) mutate(program);
+    try {
+      Engine engine(program, choose_kernels(""), 2, turn % 2 == 0);
+      std::vector<std::vector<float>> arrays;  // large enough for int16 codes too
+      std::vector<const void*> inputs;
+      std::vector<void*> outputs;
+      for (const Port& port : engine.plan().inputs) {
+        inputs.push_back(arrays.emplace_back(static_cast<size_t>(3 * port.buffer.elements()), 1.5f).data());
+      }
+      for (const Port& port : engine.plan().outputs) {
+        outputs.push_back(arrays.emplace_back(static_cast<size_t>(3 * port.buffer.elements())).data());
+      }
+      engine.run(3, inputs, outputs, nullptr);
+      ++ran;
+    } catch (const ProgramError&) {
+    }
+  }
+  CHECK(ran > 100 && ran < 2900);
+}
+
 }  // namespace
 }  // namespace qvit
 
@@ -361,6 +426,7 @@ int main() {
   qvit::test_pack();
   qvit::test_engine();
   qvit::test_check();
+  qvit::test_mutants();
   std::printf("%d failed checks\n", qvit::failures);
   return qvit::failures == 0 ? 0 : 1;
 }
