@@ -15,9 +15,8 @@ from qvit.spec import (
     SharedScale,
     SingleScale,
     Spec,
-    spec_from_dict,
-    spec_to_dict,
 )
+from qvit.values import from_values, to_values
 
 SPECS = {
     "default": Spec(),
@@ -34,21 +33,24 @@ SPECS = {
 
 @pytest.mark.parametrize("name", SPECS)
 def test_round_trip_through_json(name: str) -> None:
-    assert spec_from_dict(json.loads(json.dumps(spec_to_dict(SPECS[name])))) == SPECS[name]
+    assert from_values(Spec, json.loads(json.dumps(to_values(SPECS[name]))), "spec") == SPECS[name]
 
 
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        ({"wieghts": {"kind": "FixedBits", "bits": 3}}, r"unknown key \['wieghts'\] in a spec; known: weights, act"),
-        ({"weights": {"kind": "Fixed", "bits": 3}}, r"unknown kind 'Fixed' in a spec; known: FixedBits"),
-        ({"weights": {"kind": "FixedBits", "bit": 3}}, r"unknown field \['bit'\] of FixedBits"),
-        ({"weights": {"kind": "PerHead"}}, r"Spec\.weights is PerHead\(\); allowed: FixedBits, LearnedBits"),
+        ({"wieghts": {"kind": "FixedBits", "bits": 3}}, r"unknown key wieghts in quantize; known: weights, act"),
+        (
+            {"weights": {"kind": "Fixed", "bits": 3}},
+            r"quantize\.weights\.kind is 'Fixed'; allowed: FixedBits, LearnedBits",
+        ),
+        ({"weights": {"kind": "FixedBits", "bit": 3}}, r"unknown key bit in quantize\.weights; known: bits"),
+        ({"weights": {"kind": "PerHead"}}, r"quantize\.weights\.kind is 'PerHead'; allowed: FixedBits, LearnedBits"),
     ],
 )
 def test_unknown_words_are_refused(data: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        spec_from_dict(data)
+        from_values(Spec, data, "quantize")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "parallel_blocks": (lambda: vit(block_fn=ParallelScalingBlock), r"blocks\.0 is a ParallelScalingBlock"),
     "post_norm": (lambda: vit(block_fn=ResPostBlock, init_values=1.0), r"blocks\.0 is a ResPostBlock"),
     "swin_pool": (lambda: swin(global_pool="max"), r"global_pool is 'max'; supported for Swin: 'avg'"),
+    "swin_window": (
+        lambda: swin(img_size=16, window_size=8, always_partition=True),
+        r"layers\.1\.blocks\.0 has windows of \(8, 8\) on a grid of \(4, 4\)",
+    ),
     "padded_patches": (
         lambda: vit(img_size=18, dynamic_img_pad=True, dynamic_img_size=True),
         r"patch_embed pads images of \(18, 18\) to whole patches of 4",

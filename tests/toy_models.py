@@ -9,7 +9,9 @@ every layer matters, sets LayerScale to 1 and gives norms, biases, tokens and ta
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import lru_cache
 
 import timm
 import torch
@@ -17,8 +19,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-import qvit.calibrate
-import qvit.convert
+from qvit.calibrate import calibrate
+from qvit.convert import named_quantizers, quantize
 from qvit.spec import FixedBits, PerHead, Spec
 
 
@@ -90,15 +92,25 @@ def uniform(bits: int, **kwargs: object) -> Spec:
 
 def calibrated(model: nn.Module, spec: Spec, count: int = 64) -> nn.Module:
     """Quantized, calibrated on `count` random images, in eval mode."""
-    quantized = qvit.convert.quantize(model, spec)
-    qvit.calibrate.calibrate(quantized, [images(model, count, seed=7)])
+    quantized = quantize(model, spec)
+    calibrate(quantized, [images(model, count, seed=7)])
     return quantized.eval()
 
 
 def mix_bits(model: nn.Module, seed: int = 0, low: int = 2, high: int = 8) -> nn.Module:
     """Draw a different bit-width for every group of a quantized model with learned bits; returns the model."""
     generator = torch.Generator().manual_seed(seed)
-    for quantizer in qvit.convert.named_quantizers(model).values():
+    for quantizer in named_quantizers(model).values():
         if quantizer.is_learned:
             quantizer.set_bits(torch.randint(low, high + 1, (quantizer.bit_groups,), generator=generator).float())
     return model
+
+
+@lru_cache
+def _learned(family: str) -> nn.Module:
+    return calibrated(FAMILIES[family](), Spec())
+
+
+def learned(family: str) -> nn.Module:
+    """A family with learned head-wise bits, calibrated once per run; a copy of its own for every caller."""
+    return copy.deepcopy(_learned(family))

@@ -1,1 +1,45 @@
-"""qvit: learn how many bits a Vision Transformer needs."""
+"""qvit: learn how many bits every tensor and attention head of a Vision Transformer needs, and run the integer model.
+
+    model  = timm.create_model("deit_tiny_patch16_224", pretrained=True)
+    qmodel = qvit.quantize(model, qvit.Spec())
+    qvit.calibrate(qmodel, train_loader)
+    qvit.fit(qmodel, train_loader, budget=qvit.Budget(gbitops=12.883))
+    qvit_runtime.save(qvit.freeze(qmodel), "deit_tiny.qvit")
+
+Some verbs share their name with the file that holds them (`fit` is in `fit.py`). Inside the package the name is the module,
+from outside it is the verb: the imports below bind it last.
+"""
+
+from .allocate import Lagrangian as Lagrangian
+from .allocate import Published as Published
+from .budget import Budget as Budget
+from .budget import BudgetError as BudgetError
+from .calibrate import calibrate as calibrate
+from .convert import quantize as quantize
+from .cost import cost as cost
+from .data import DataConfig as DataConfig
+from .data import DataError as DataError
+from .data import open_data as open_data
+from .data import resolve_data as resolve_data
+from .evaluate import evaluate as evaluate
+from .fit import NonFiniteLossError as NonFiniteLossError
+from .fit import fit as fit
+from .fit_config import FitConfig as FitConfig
+from .freeze import FreezeError as FreezeError
+from .freeze import freeze as freeze
+from .pipeline import load as load
+from .pipeline import run_recipe as run_recipe
+from .quantizer import UncalibratedError as UncalibratedError
+from .recipe import RecipeError as RecipeError
+from .recipe import load_recipe as load_recipe
+from .runs import CheckpointError as CheckpointError
+from .spec import FixedBits as FixedBits
+from .spec import LearnedBits as LearnedBits
+from .spec import PerChannel as PerChannel
+from .spec import PerHead as PerHead
+from .spec import PerTensor as PerTensor
+from .spec import SharedScale as SharedScale
+from .spec import SingleScale as SingleScale
+from .spec import Spec as Spec
+from .spec import SwitchableScale as SwitchableScale
+from .support import UnsupportedModelError as UnsupportedModelError

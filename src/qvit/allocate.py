@@ -144,16 +144,18 @@ def step(
 
 
 @torch.no_grad()
-def update(model: nn.Module, sensitivity: Sensitivity, budget: Budget, config: Lagrangian, moves: int = 1) -> None:
-    """Move the learned bits `moves` times with the current tables and settle the widths in force."""
+def update(model: nn.Module, sensitivity: Sensitivity, budget: Budget, config: Lagrangian, moves: int = 1) -> bool:
+    """Move the learned bits `moves` times with the current tables and settle the widths in force; true when one changed."""
     shape, learned = costs(model), sensitivity.quantizers
     tables = {name: log_table(table) for name, table in sensitivity.tables.items()}
     bits = {name: value.detach().cpu() for name, value in continuous_bits(model).items()}
     for _ in range(moves):
         bits = step(learned, tables, shape, budget, bits, config)
+    changed = False
     for name, quantizer in learned.items():
         quantizer.bits.copy_(bits[name].to(quantizer.bits))
-        quantizer.settle_bits()
+        changed |= quantizer.settle_bits()
+    return changed
 
 
 def spread(model: nn.Module) -> dict[str, list[int]]:

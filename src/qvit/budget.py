@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from .convert import require_quantized
+from .convert import named_quantizers, require_quantized
 from .cost import BitTable, Costs, costs
 
 
@@ -69,11 +69,26 @@ def reachable(model: nn.Module, budget: Budget) -> tuple[float, float]:
         bits = {
             name: torch.full((quantizer.bit_groups,), float(quantizer.candidates[pick]), dtype=torch.float64)
             if quantizer.is_learned
-            else quantizer.bit_width.double()
+            else quantizer.bit_width.double().cpu()
             for name, quantizer in require_quantized(model).items()
         }
         ends.append(float(budget.spent(shape, bits)))
     return ends[0], ends[1]
+
+
+def check_budget(model: nn.Module, budget: Budget | None) -> None:
+    """Before any training: a float model needs no budget, learned bits need one, and it must be reachable.
+
+    Raises ValueError, of which BudgetError is one.
+    """
+    quantizers = named_quantizers(model).values()
+    if budget is None:
+        if any(quantizer.is_learned for quantizer in quantizers):
+            raise ValueError(
+                "the model has learned bits, so it needs a budget: qvit.Budget(gbitops=...), or [budget] in the recipe"
+            )
+    elif quantizers:
+        check_reachable(model, budget)
 
 
 def check_reachable(model: nn.Module, budget: Budget) -> None:

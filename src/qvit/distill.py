@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 class Teacher:
-    """Logits of a float model for a batch; the model stays in eval mode and gets no gradient."""
+    """Logits of a float model for a batch, without gradients; the model is put in eval mode and stays trainable."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval()
 
     @torch.no_grad()
     def logits(self, images: Tensor, step: int) -> Tensor:
@@ -42,30 +43,42 @@ class Teacher:
 class CachedTeacher(Teacher):
     """A teacher whose logits of every step are kept in a file of float16 rows, filled as steps are first met.
 
-    folder  where the cache lies; its name carries a fingerprint of `key`, which must hold all that decides a batch
-    steps, batch, classes  shape of the cache
+    A row is (batch, classes + 1); its last column turns from 0 to 1 when the row is complete, so a kill in the middle of
+    a row, or of making the file, leaves nothing that could be taken for logits.
+
+    folder  where the cache lies; its name carries a fingerprint of `key`, which must hold all that decides a batch and
+            its logits: data settings, seed, the teacher's weights, the process
+    steps, batch, classes  shape of the cache (in the fingerprint, too); steps counts batches
     """
 
     def __init__(
         self, model: nn.Module, folder: Path, key: dict[str, Any], steps: int, batch: int, classes: int
     ) -> None:
         super().__init__(model)
-        name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
+        shape = (steps, batch, classes + 1)
+        name = hashlib.sha256(json.dumps([key, shape], sort_keys=True).encode()).hexdigest()[:16]
         path = folder / f"teacher-{name}.npy"
-        shape = (steps, batch, classes)
-        if path.exists():
-            self.rows = np.load(path, mmap_mode="r+", allow_pickle=False)
-            if self.rows.shape != shape:
-                raise ValueError(f"{path} has shape {self.rows.shape}, this run needs {shape}; delete the file")
-        else:
-            self.rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-            self.rows[:] = np.nan
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape).flush()
+            os.replace(partial, path)
+        self.rows = np.load(path, mmap_mode="r+", allow_pickle=False)
 
     @torch.no_grad()
     def logits(self, images: Tensor, step: int) -> Tensor:
         """(B, 3, H, W) -> (B, classes), from the file when the step is there."""
         row = self.rows[step]
-        if np.isnan(row).any():
-            row[:] = self.model(images).float().cpu().numpy()
-        return torch.from_numpy(np.asarray(row, np.float32)).to(images.device)
+        if not row[:, -1].all():
+            row[:, :-1] = self.model(images).float().cpu().numpy()
+            row[:, -1] = 1
+        return torch.from_numpy(np.asarray(row[:, :-1], np.float32)).to(images.device)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of all weights of a model, for the key of a cache."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -70,9 +70,10 @@ def composed(
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, offset, bits, factor, axis, signed):  # type: ignore[no-untyped-def]
-        low, high = (_column(bound) for bound in code_range(bits, signed))
+        bounds = code_range(bits, signed)
+        low, high = (_column(bound) for bound in bounds)
         view, s = grouped(x, scale.numel(), axis), _column(scale)
-        ctx.save_for_backward(view, scale, offset, bits, factor)
+        ctx.save_for_backward(view, scale, offset, factor, *bounds)
         ctx.axis, ctx.signed, ctx.shape = axis, signed, x.shape
         codes = _steps(view, s, offset)
         torch.minimum(codes, high, out=codes)
@@ -84,8 +85,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        view, scale, offset, bits, factor = ctx.saved_tensors
-        low, high = code_range(bits, ctx.signed)
+        view, scale, offset, factor, low, high = ctx.saved_tensors
         d = grad.reshape(view.shape)
         u = _steps(view, _column(scale), offset)
         inside = torch.minimum(u, _column(high))
@@ -100,7 +100,7 @@ class _FakeQuantize(torch.autograd.Function):
         grad_x = torch.sub(d, clipped, out=clipped).view(ctx.shape)
         grad_scale = (scale_inside + upper * high + lower * low) * factor
         grad_offset = None if offset is None else upper_plus_lower
-        slope = math.log(2) * torch.exp2(bits - 1 if ctx.signed else bits)
+        slope = (high + 1) * math.log(2)  # ln2 2^(n-1) signed, ln2 2^n unsigned
         grad_bits = slope * scale * (upper - lower if ctx.signed else upper)
         return grad_x, grad_scale, grad_offset, grad_bits, None, None, None
 

@@ -46,6 +46,9 @@ class FitConfig:
     """Weight of the teacher's logits in the loss, 0 to 1."""
     temperature: float = 1.0
     """Of the distillation."""
+    cache_teacher: bool = False
+    """Keep the teacher's logits of every step in a file that later runs with the same data and seed reuse; takes 2 bytes
+    x images x epochs x classes."""
     seed: int = 0
     """Of data order, augmentation, mixup and dropout."""
     log_every: int = 20
@@ -54,12 +57,24 @@ class FitConfig:
     """Steps between two checkpoints; 0 means at the end of every epoch. At the lock there is always one."""
     evaluate_every: float = 1.0
     """Epochs between two evaluations while training; 0 evaluates at the end only."""
+    tensorboard: bool = False
+    """Also write the metrics for TensorBoard, into the run directory."""
 
     def __post_init__(self) -> None:
         positive = ("epochs", "learning_rate", "temperature", "accumulate", "log_every")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must be positive")
+        for name in (
+            "warmup_epochs",
+            "weight_decay",
+            "scale_learning_rate",
+            "clip_gradient",
+            "checkpoint_every",
+            "evaluate_every",
+        ):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"fit.{name} is {getattr(self, name)}; it must not be negative")
         for name in ("learning_rate_floor", "lock_at", "ema_decay", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must lie between 0 and 1")

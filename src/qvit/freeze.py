@@ -66,7 +66,12 @@ def freeze(
             )
     emitter = Emitter(model)
     output = freeze_swin(emitter, model) if isinstance(model, SwinTransformer) else freeze_vit(emitter, model)
-    height, width = emitter.buffers["image"].shape[1:]
+    channels, height, width = emitter.buffers["image"].shape
+    if preprocess is None and channels != 3:
+        raise FreezeError(
+            f"the model takes {channels} channels and timm's ImageNet statistics are those of 3: give a Preprocess with "
+            "mean and std"
+        )
     return p.Program(
         name=name or type(model).__name__,
         input="image",
@@ -81,7 +86,7 @@ def freeze(
 
 
 def _numpy(t: Tensor) -> np.ndarray:
-    return t.detach().float().cpu().contiguous().numpy()
+    return t.detach().float().cpu().numpy().copy()  # a program shares no memory with the module: training may go on
 
 
 class Emitter:

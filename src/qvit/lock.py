@@ -3,7 +3,7 @@
     1. round (the widths in force already are whole numbers)
     2. lower, while the exact cost is over the budget: the group that loses least per cost saved
     3. raise, while something still fits: the group that gains most per cost added
-    4. exchange: raise one and lower others that pay for it, as long as the estimated loss falls
+    4. exchange: raise one and lower others that pay for it, as long as the estimated loss falls; then once more 3
 
 Losses are the Fisher-weighted errors of `sensitivity`. The cost is linear in the bits of one group when the others stand
 still, so one gradient of it gives the exact change of every single move.
@@ -36,7 +36,7 @@ class _Move:
 
 
 @torch.no_grad()
-def lock(model: nn.Module, sensitivity: Sensitivity, budget: Budget | None, refill: bool = True) -> None:
+def lock(model: nn.Module, sensitivity: Sensitivity, budget: Budget, refill: bool = True) -> None:
     """Make the bits of `model` final, at or under the budget.
 
     refill  also raise and exchange (off for the ablation)
@@ -44,11 +44,11 @@ def lock(model: nn.Module, sensitivity: Sensitivity, budget: Budget | None, refi
     Raises BudgetError when not even the smallest bits fit.
     """
     state = _State(model, sensitivity, budget)
-    if budget is not None:
-        state.lower_to_budget()
-        if refill:
-            state.raise_in_budget()
-            state.exchange()
+    state.lower_to_budget()
+    if refill:
+        state.raise_in_budget()
+        state.exchange()
+        state.raise_in_budget()
     for name, quantizer in sensitivity.quantizers.items():
         quantizer.set_bits(state.bits[name].to(quantizer.bits))
         quantizer.lock()
@@ -57,7 +57,7 @@ def lock(model: nn.Module, sensitivity: Sensitivity, budget: Budget | None, refi
 class _State:
     """Whole-number bits under way, and the price of every single move."""
 
-    def __init__(self, model: nn.Module, sensitivity: Sensitivity, budget: Budget | None) -> None:
+    def __init__(self, model: nn.Module, sensitivity: Sensitivity, budget: Budget) -> None:
         self.shape: Costs = costs(model)
         self.budget = budget
         self.bits: BitTable = {name: value.cpu() for name, value in bits_in_force(model).items()}
@@ -65,16 +65,13 @@ class _State:
         self.tables = {name: falling(table) for name, table in sensitivity.tables.items()}
 
     def spent(self) -> float:
-        assert self.budget is not None
         return float(self.budget.spent(self.shape, self.bits))
 
     def room(self) -> float:
-        assert self.budget is not None
         return self.budget.limit * (1 + 1e-9) - self.spent()
 
     def moves(self, delta: int) -> list[_Move]:
         """Every allowed change by `delta` of a single group."""
-        assert self.budget is not None
         with torch.enable_grad():
             leaves = {name: self.bits[name].clone().requires_grad_() for name in self.tables}
             spent = self.budget.spent(self.shape, {**self.bits, **leaves})
@@ -98,7 +95,6 @@ class _State:
         while self.room() < 0:
             moves = [move for move in self.moves(-1) if move.price < 0]
             if not moves:
-                assert self.budget is not None
                 raise BudgetError(
                     f"the smallest allowed bits cost {self.spent():.4f} {self.budget.unit}, over {self.budget.limit:.4f}"
                 )

@@ -43,16 +43,21 @@ def make_optimizer(groups: list[dict], name: str, learning_rate: float) -> torch
     return create_optimizer_v2(groups, opt=name, lr=learning_rate, weight_decay=0.0, filter_bias_and_bn=False)
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, floor: float, learning_rate: float
-) -> CosineLRScheduler:
-    """Cosine from each group's rate down to `floor` times it, after a linear warm-up; counted in steps."""
+def make_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: int, floor: float) -> CosineLRScheduler:
+    """Cosine from each group's rate down to `floor` times it, after a linear warm-up; counted in steps.
+
+    timm's schedule has one floor for all groups, so it moves a factor from 1 to `floor`, and `lr_scale`, timm's own key,
+    holds each group's peak.
+    """
+    for group in optimizer.param_groups:
+        group["lr_scale"] = group["lr"]
+        group["initial_lr"] = 1.0
     return CosineLRScheduler(
         optimizer,
         t_initial=max(1, steps - warmup_steps),
-        lr_min=floor * learning_rate,
+        lr_min=floor,
         warmup_t=warmup_steps,
-        warmup_lr_init=floor * learning_rate,
+        warmup_lr_init=floor,
         warmup_prefix=True,
         t_in_epochs=False,
     )

@@ -108,6 +108,8 @@ class Quantizer(nn.Module):
 
     def per_scale(self, per_bit: Tensor) -> Tensor:
         """(bit_groups, ...) -> (scale_groups, ...)"""
+        if self.scale_groups == self.bit_groups:
+            return per_bit
         return per_bit.repeat_interleave(self.scale_groups // self.bit_groups, dim=0)
 
     def pick(self, bank: Tensor, widths: Tensor) -> Tensor:

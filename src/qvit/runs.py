@@ -1,9 +1,10 @@
 """A run directory: everything that a run leaves behind, written so that a kill at any moment loses nothing.
 
-    recipe.toml            the resolved recipe            versions.json      library versions, command, seed, host facts
+    recipe.json            the resolved recipe            provenance.json    command, seed, library versions, threads
     metrics.jsonl          one line per logged step       bits.jsonl         bit-widths whenever they change
     checkpoints/step-N.safetensors                        result.json        the outcome
     model.qvit             the frozen program             model.safetensors  the trained quantized module
+    tensorboard/           the metrics once more, when `fit.tensorboard` is on
 
 A checkpoint is one safetensors file: tensors of the model, the optimizer, the moving average and the sensitivities, and in
 its metadata the rest as JSON (step, optimizer settings, layout). Nothing is ever unpickled. It is written under a
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,16 +34,12 @@ class CheckpointError(ValueError):
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that after a crash it is the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    temporary = path.with_name(f".{path.name}.partial")  # one writer, one name: a kill leaves nothing to collect
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
@@ -63,7 +59,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} does not exist") from error
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}: {error}); delete it to use the one before"
+            f"{path} is damaged or no checkpoint of qvit ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -85,20 +81,22 @@ class Run:
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def drop_after(self, name: str, step: int) -> None:
-        """Forget the lines of NAME that were written after `step`, and a last line that was cut off by a kill."""
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The records of NAME; none without the file. A last line that was cut off by a kill is left out."""
         path = self.folder / name
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        records = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
-                record = json.loads(line)
+                records.append(json.loads(line))
             except json.JSONDecodeError:
                 break
-            if record["step"] <= step:
-                kept.append(line + "\n")
-        write_atomic(path, "".join(kept).encode())
+        return records
+
+    def drop_after(self, name: str, step: int) -> None:
+        """Forget the records of NAME that were written after `step`."""
+        if (self.folder / name).exists():
+            kept = [json.dumps(record) + "\n" for record in self.read(name) if record["step"] <= step]
+            write_atomic(self.folder / name, "".join(kept).encode())
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

@@ -53,11 +53,14 @@ class Sensitivity:
         self._warm: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     @contextmanager
-    def probe(self, batch_size: int) -> Iterator[None]:
-        """Hooks for one forward and backward pass over `batch_size` images with the mean loss."""
+    def probe(self, batch_size: int, parts: int = 1) -> Iterator[None]:
+        """Hooks for one forward and backward pass over `batch_size` images with the mean loss, divided by `parts`.
+
+        parts  batches per optimizer step: gradient accumulation divides each loss by their number
+        """
         self._seen, self._warm = {}, {}
         handles = [
-            quantizer.register_forward_hook(self._hook(name, quantizer, batch_size))
+            quantizer.register_forward_hook(self._hook(name, quantizer, batch_size, parts))
             for name, quantizer in self.quantizers.items()
         ]
         try:
@@ -66,12 +69,12 @@ class Sensitivity:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, name: str, quantizer: Quantizer, batch_size: int) -> Callable[..., None]:
+    def _hook(self, name: str, quantizer: Quantizer, batch_size: int, parts: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if not output.requires_grad:
                 return
             values = args[0].detach()
-            output.register_hook(lambda gradient: self._look(name, quantizer, values, gradient, batch_size))
+            output.register_hook(lambda gradient: self._look(name, quantizer, values, gradient * parts, batch_size))
 
         return hook
 

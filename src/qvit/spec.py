@@ -1,4 +1,4 @@
-"""What to quantize and how, as frozen values that round-trip to JSON.
+"""What to quantize and how, as frozen values (`values` turns them into tables of recipes and back).
 
     Spec(weights=LearnedBits(2, 8), activations=LearnedBits(2, 8), heads=PerHead())      Q-ViT: head-wise learned bits
     Spec(weights=LearnedBits(2, 8), activations=LearnedBits(2, 8), heads=PerTensor())    layer-wise learned bits
@@ -12,9 +12,7 @@ and can be overridden by name.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 MIN_BITS, MAX_BITS = 2, 8
 
@@ -137,46 +135,3 @@ CHOICES: dict[str, tuple[type, ...]] = {
     "scale": (SwitchableScale, SharedScale, SingleScale),
     "edge": (FixedBits, LearnedBits),
 }
-
-
-VALUES = {
-    cls.__name__: cls
-    for cls in (FixedBits, LearnedBits, PerTensor, PerHead, PerChannel, SwitchableScale, SharedScale, SingleScale)
-}
-
-
-def spec_to_dict(spec: Spec) -> dict[str, Any]:
-    """A spec as JSON-ready values; each choice becomes {"kind": its class name, ...its fields}."""
-
-    def value(x: Any) -> Any:
-        if isinstance(x, tuple):
-            return [value(item) for item in x]
-        if dataclasses.is_dataclass(x) and not isinstance(x, type):
-            return {"kind": type(x).__name__, **dataclasses.asdict(x)}
-        return x
-
-    return {f.name: value(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
-
-
-def spec_from_dict(data: dict[str, Any]) -> Spec:
-    """The inverse of spec_to_dict. Unknown keys and kinds raise ValueError with the allowed ones."""
-
-    def value(x: Any) -> Any:
-        if isinstance(x, dict):
-            kind = x.get("kind")
-            if kind not in VALUES:
-                raise ValueError(f"unknown kind {kind!r} in a spec; known: {', '.join(VALUES)}")
-            fields = {k: v for k, v in x.items() if k != "kind"}
-            unknown = set(fields) - {f.name for f in dataclasses.fields(VALUES[kind])}
-            if unknown:
-                raise ValueError(f"unknown field {sorted(unknown)} of {kind} in a spec")
-            return VALUES[kind](**fields)
-        if isinstance(x, list):
-            return tuple(value(item) for item in x)
-        return x
-
-    known = [f.name for f in dataclasses.fields(Spec)]
-    unknown = set(data) - set(known)
-    if unknown:
-        raise ValueError(f"unknown key {sorted(unknown)} in a spec; known: {', '.join(known)}")
-    return Spec(**{key: value(item) for key, item in data.items()})

@@ -87,5 +87,9 @@ def _refusals(name: str, module: nn.Module) -> Iterator[str]:
             yield f"attn_pool is a {type(module.attn_pool).__name__}; attention pooling is not supported"
         if module.global_pool not in ("token", "avg"):
             yield f"global_pool is {module.global_pool!r}; supported: 'token', 'avg'"
+    if isinstance(module, swin.SwinTransformerBlock):
+        grid, window = module.input_resolution, module.window_size
+        if any(side < reach for side, reach in zip(grid, window, strict=True)):  # type: ignore[arg-type]
+            yield f"{name} has windows of {window} on a grid of {grid} (always_partition); they must fit"
     if isinstance(module, SwinTransformer) and module.global_pool != "avg":
         yield f"global_pool is {module.global_pool!r}; supported for Swin: 'avg'"

@@ -77,7 +77,10 @@ class TrainingState:
         saved = run.checkpoints()
         if not saved:
             return 0
-        tensors, state = load_tensors(saved[-1])
+        try:
+            tensors, state = load_tensors(saved[-1])
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; delete it to continue from the one before") from error
         try:
             self._load(tensors, state)
         except (RuntimeError, KeyError, ValueError) as error:

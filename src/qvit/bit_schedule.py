@@ -1,0 +1,106 @@
+"""BitSchedule: when bits move during a training run, and when they become final.
+
+    before step 0     Lagrangian: `warm_up` probes of the calibrated model, then the allocation that they ask for
+    stage 1           Lagrangian: every few steps a probe, then a move        (`sensitivity`, `allocate`)
+                      Published: AdamW moves the bits; after each step the widths in force follow
+    after `lock_step` steps    the lock: bits are final, at or under the budget        (`lock`)
+
+Whether bits are final is read off the quantizers and not off the step, so neither a resume nor another `lock_at` can set
+them free again. `fit` owns the forward and backward passes; this class says when to look at them and what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from torch import Tensor, nn
+
+from .allocate import Lagrangian, Published, penalty, update
+from .budget import Budget
+from .cost import costs
+from .fit_config import FitConfig
+from .lock import lock
+from .sensitivity import Sensitivity
+
+PUBLISHED_PROBES = 16  # steps before the lock that Published probes: the lock needs sensitivities to order its moves
+FIRST_MOVES = 60  # enough small moves to reach the allocation from any start
+
+
+class BitSchedule:
+    """The bits of one run.
+
+    model      calibrated, with learned bits
+    budget     what it may cost after the lock
+    config     allocation and refill
+    lock_step  optimizer steps after which the bits are final
+    reduce     mean of a tensor over processes; None for one process
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        budget: Budget,
+        config: FitConfig,
+        lock_step: int,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.model, self.budget, self.lock_step, self.reduce = model, budget, lock_step, reduce
+        self.allocation, self.refill = config.allocation, config.refill
+        decay = self.allocation.decay if isinstance(self.allocation, Lagrangian) else 0.9
+        self.sensitivity = Sensitivity(model, decay)
+        self.shape = costs(model)
+
+    @property
+    def learning(self) -> bool:
+        """Some bits are not final yet."""
+        return any(quantizer.is_learned for quantizer in self.sensitivity.quantizers.values())
+
+    @property
+    def warm_up(self) -> int:
+        """Probes wanted before the first step, each followed by `remember`."""
+        return self.allocation.warm_up if isinstance(self.allocation, Lagrangian) else 0
+
+    def probes(self, step: int) -> bool:
+        """Whether this optimizer step is probed."""
+        if not self.learning:
+            return False
+        if isinstance(self.allocation, Lagrangian):
+            return step % self.allocation.every == 0
+        return self.lock_step - step <= PUBLISHED_PROBES
+
+    def probe(self, images: int, parts: int) -> AbstractContextManager[None]:
+        """Around one forward and backward pass over `images` images with the mean loss divided by `parts`."""
+        return self.sensitivity.probe(images, parts)
+
+    def remember(self) -> None:
+        """Fold the last probe into the sensitivities."""
+        self.sensitivity.update(self.reduce)
+
+    def penalty(self) -> Tensor | None:
+        """What Published adds to the loss; None otherwise, and once the bits are final."""
+        if not (isinstance(self.allocation, Published) and self.learning):
+            return None
+        return penalty(self.model, self.shape, self.budget, self.allocation.weight).float()
+
+    def allocate_first(self) -> None:
+        """Before the first step, after the warm-up probes."""
+        if isinstance(self.allocation, Lagrangian):
+            update(self.model, self.sensitivity, self.budget, self.allocation, moves=FIRST_MOVES)
+
+    def after_step(self, step: int, probed: bool) -> bool:
+        """Move bits after optimizer step `step` and lock them when it is time; true when a width or the lock changed."""
+        if not self.learning:
+            return False
+        changed = False
+        if probed:
+            self.remember()
+            self.sensitivity.warm_slots(self.reduce)
+        if isinstance(self.allocation, Published):
+            changed = any([q.settle_bits() for q in self.sensitivity.quantizers.values()])  # noqa: C419 - settle all
+        elif probed:
+            changed = update(self.model, self.sensitivity, self.budget, self.allocation)
+        if step + 1 >= self.lock_step:
+            lock(self.model, self.sensitivity, self.budget, self.refill)
+            return True
+        return changed

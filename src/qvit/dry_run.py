@@ -1,0 +1,98 @@
+"""--dry-run: try a recipe without its data and without its weights, in seconds.
+
+The model is built (with random weights), a tiny folder of generated images stands in for the data set and goes through the
+recipe's own augmentation, the budget is checked against the model's reach, two optimizer steps are made, the bits are
+locked and the result is frozen. What would fail after hours of a real run for a reason that has nothing to do with the
+data fails here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .budget import check_budget, reachable
+from .calibrate import calibrate
+from .convert import quantize
+from .fit import fit
+from .freeze import freeze
+from .pipeline import open_recipe, preprocess_of
+from .recipe import Recipe
+
+BATCH = 4  # images per step; recipes ask for hundreds
+
+
+@contextmanager
+def tiny_folder(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe with a folder of a few random images in the place of its data, and without weights to load."""
+    with tempfile.TemporaryDirectory() as folder:
+        generator = np.random.default_rng(0)
+        for split in ("train", "validation"):
+            for label in ("a", "b"):
+                target = Path(folder, split, label)
+                target.mkdir(parents=True)
+                for number in range(2 * BATCH):
+                    pixels = generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(target / f"{number}.png")
+        data = dataclasses.replace(
+            recipe.data,
+            dataset="folder",
+            root=folder,
+            train_split="train",
+            eval_split="validation",
+            class_map="",
+            batch_size=BATCH,
+            eval_batch_size=BATCH,
+            workers=0,
+            cache_decoded=False,
+        )
+        model = dataclasses.replace(recipe.model, pretrained=False, checkpoint="")
+        yield dataclasses.replace(recipe, data=data, model=model)
+
+
+def dry_run(recipe: Recipe, steps: int = 2) -> list[str]:
+    """Try a recipe without its data and weights: model, a tiny image folder through its pipeline, budget, two steps.
+
+    Returns lines that say what was checked. Raises what the real run would raise.
+    """
+    with tiny_folder(recipe) as small:
+        return list(_dry(small, steps))
+
+
+def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
+    context = open_recipe(recipe, quiet=True)
+    parameters = sum(p.numel() for p in context.model.parameters())
+    yield f"model: {recipe.model.name}, {parameters / 1e6:.2f} M parameters"
+    images, labels = next(islice(context.splits.train, 1))
+    yield f"data: batches of {tuple(images.shape)}, labels {tuple(labels.shape)}"
+    config = dataclasses.replace(recipe.fit, epochs=1.0, lock_at=0.5, accumulate=min(recipe.fit.accumulate, 2))
+    model, budget = context.model, recipe.budget if recipe.method == "qvit" else None
+    if recipe.method == "qvit":
+        model = quantize(context.model, recipe.quantize)
+        calibrate(model, context.splits.calibration, 1)
+        check_budget(model, budget)
+        if budget is not None:
+            least, most = reachable(model, budget)
+            yield f"budget: {budget.limit:g} {budget.unit}; this model reaches {least:.4f} to {most:.4f}"
+    result = fit(
+        model,
+        context.splits.train,
+        budget=budget,
+        teacher=context.model if config.distillation > 0 else None,
+        config=config,
+        order=context.splits.order,
+        data=context.data,
+        max_steps=steps,
+        quiet=True,
+    )
+    yield f"training: {min(steps, result.steps)} of {result.steps} steps done"
+    if recipe.method == "qvit":
+        program = freeze(model.eval(), budget, preprocess_of(context.data, context.splits), recipe.model.name)
+        yield f"freeze: {len(program.ops)} operations"

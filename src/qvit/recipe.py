@@ -1,0 +1,157 @@
+"""Recipe: a whole experiment as values. A TOML file is read into frozen dataclasses, unknown keys are refused.
+
+    recipe = load_recipe("recipes/demo.toml", ["fit.epochs=3", "model.name=deit_small_patch16_224"])
+
+Recipes hold values only: code picks classes. Paths in the file are relative to its directory, paths in overrides to the
+working directory. What a run used, after overrides and after the data settings have been completed from the model, is
+written beside its results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .budget import Budget
+from .data import DataConfig
+from .fit_config import FitConfig
+from .spec import MAX_BITS, MIN_BITS, Spec
+from .values import from_values, to_values
+
+VERSION = 1
+Method = Literal["qvit", "float"]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the text names the file, the key and what is allowed."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The float model.
+
+    name         timm model name, or hf-hub:..., or local-dir:...
+    arguments    further arguments of timm.create_model, such as img_size or depth
+    pretrained   timm's own weights (downloads)
+    checkpoint   the user's float weights: .safetensors, or a weights-only .pth
+    num_classes  size of the classifier; 0 keeps what the model has
+    """
+
+    name: str = "deit_tiny_patch16_224"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    checkpoint: str = ""
+    num_classes: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment.
+
+    version           of the recipe format
+    method            "qvit": quantize, calibrate, fit, freeze. "float": only fit, for a float row of a table
+    seed              of everything that is random
+    model             the float model
+    train_float       train the float model first with these settings (for a model without weights), or None
+    data              images and augmentation
+    calibration       training images that calibration looks at
+    quantize          what is quantized and how
+    budget            what the model may cost, or None when no bits are learned
+    fit               training
+    uniform_baseline  also train a uniform model of this many bits with the same settings, 0: do not
+    """
+
+    version: int = VERSION
+    method: Method = "qvit"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train_float: FitConfig | None = None
+    data: DataConfig = field(default_factory=lambda: DataConfig(dataset="digits"))
+    calibration: int = 512
+    quantize: Spec = field(default_factory=Spec)
+    budget: Budget | None = None
+    fit: FitConfig = field(default_factory=FitConfig)
+    uniform_baseline: int = 0
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise RecipeError(f"recipe version {self.version} is not known; this qvit reads version {VERSION}")
+        if self.method not in ("qvit", "float"):
+            raise RecipeError(f"method is {self.method!r}; allowed: 'qvit', 'float'")
+        if self.uniform_baseline and not MIN_BITS <= self.uniform_baseline <= MAX_BITS:
+            raise RecipeError(
+                f"uniform_baseline is {self.uniform_baseline}; give {MIN_BITS} to {MAX_BITS} bits, or 0 for none"
+            )
+        for name, fit in (("fit", self.fit), ("train_float", self.train_float)):
+            if fit is not None and fit.seed not in (0, self.seed):
+                raise RecipeError(f"{name}.seed is {fit.seed}, but seed is {self.seed}; give the seed once, at the top")
+
+
+def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file; overrides are KEY=VALUE with dotted keys and TOML values (bare words are strings).
+
+    Raises RecipeError for a missing or malformed file and for unknown keys.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"there is no recipe {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    try:
+        recipe = from_values(Recipe, table, path.name)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    return _anchored(recipe, path.parent, {override.partition("=")[0] for override in overrides})
+
+
+def recipe_to_values(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON-ready values."""
+    return to_values(recipe)
+
+
+def recipe_from_values(table: dict[str, Any]) -> Recipe:
+    """The inverse of recipe_to_values."""
+    return from_values(Recipe, table, "recipe")
+
+
+def _override(table: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {text!r} is not KEY=VALUE, such as fit.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"override {text!r}: {parent} is a value, not a table")
+    table[last] = value
+
+
+def _anchored(recipe: Recipe, base: Path, typed: set[str]) -> Recipe:
+    """Make relative paths absolute: those of `typed` keys from the working directory, the others from `base`."""
+
+    def anchor(path: str, key: str) -> str:
+        start = Path.cwd() if key in typed else base
+        return path if not path or Path(path).is_absolute() else str((start / path).resolve())
+
+    data, model = recipe.data, recipe.model
+    dataset = data.dataset
+    prefix, _, local = dataset.partition("/")
+    if prefix in ("hfds", "hfids") and local.startswith("."):
+        dataset = f"{prefix}/{anchor(local, 'data.dataset')}"
+    root, class_map = anchor(data.root, "data.root"), anchor(data.class_map, "data.class_map")
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(model, checkpoint=anchor(model.checkpoint, "model.checkpoint")),
+        data=dataclasses.replace(data, dataset=dataset, root=root, class_map=class_map),
+    )
