@@ -97,6 +97,19 @@ def test_each_step_obeys_the_near_tie_rule(model, path, fuse):
     assert sorted(covered) == list(range(len(program.ops)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("build", [toys.deit_tiny, lambda: toys.deit_tiny(bits=8), toys.swin_tiny])
+def test_each_step_of_a_network_of_true_size(build, path):
+    program = build()
+    shape = (1, *program.buffers[program.input].shape)
+    live = trace(program, np.random.default_rng(3).standard_normal(shape).astype(np.float32))
+    steps = Runner(program, program.ops, [program.input], [program.output], 1, path, True).steps
+    for _, positions in steps:
+        if positions:
+            compare_step(program, positions, live, path, True)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_quantize_op_alone_is_exact(path):
     rng = np.random.default_rng(4)
