@@ -65,7 +65,17 @@ alignas(32) constexpr int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
   "vpmaddwd %%ymm15,%%ymm" #i ",%%ymm" #i "\n\t" \
   "vpaddd " #at "(%[o]),%%ymm" #i ",%%ymm" #i "\n\t" \
   "vmovdqa %%ymm" #i "," #at "(%[o])\n\t"
-#define QVIT_PUT_WIDE(i, at) "vmovdqa %%ymm" #i "," #at "(%[o])\n\t"
+// Wide sums hold two lanes a column, (c0 c0 c1 c1 | c2 c2 c3 c3) and the next four columns: add neighbours, sort.
+#define QVIT_PUT_WIDE(lo, hi, at)                           \
+  "vphaddd %%ymm" #hi ",%%ymm" #lo ",%%ymm" #lo "\n\t"      \
+  "vpermq $0xd8,%%ymm" #lo ",%%ymm" #lo "\n\t"              \
+  "vmovdqa %%ymm" #lo "," #at "(%[o])\n\t"
+#define QVIT_END_WIDE_1 QVIT_PUT_WIDE(0, 1, 0)
+#define QVIT_END_WIDE_2 QVIT_END_WIDE_1 QVIT_PUT_WIDE(2, 3, 64)
+#define QVIT_END_WIDE_3 QVIT_END_WIDE_2 QVIT_PUT_WIDE(4, 5, 128)
+#define QVIT_END_WIDE_4 QVIT_END_WIDE_3 QVIT_PUT_WIDE(6, 7, 192)
+#define QVIT_END_WIDE_5 QVIT_END_WIDE_4 QVIT_PUT_WIDE(8, 9, 256)
+#define QVIT_END_WIDE_6 QVIT_END_WIDE_5 QVIT_PUT_WIDE(10, 11, 320)
 #define QVIT_END_1(END) END(0, 0) END(1, 32)
 #define QVIT_END_2(END) QVIT_END_1(END) END(2, 64) END(3, 96)
 #define QVIT_END_3(END) QVIT_END_2(END) END(4, 128) END(5, 160)
@@ -95,14 +105,22 @@ alignas(32) constexpr int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
                : [l] "r"(stride), [o] "r"(out), [one] "m"(kOnes)                                            \
                : QVIT_CLOBBERS)
 
+#define QVIT_WIDE_PANEL(lo, hi) "vpmovsxbw " #lo "(%[b]), %%ymm12\n\tvpmovsxbw " #hi "(%[b]), %%ymm13\n\t"
+
 // All quads of n rows times 8 columns; `b` is one half of a panel, still 64 bytes from quad to quad.
 #define QVIT_WIDE_RUN(n)                                                                                    \
   asm volatile(QVIT_ZERO_##n                                                                                \
-               ".p2align 5\n2:\n\t"                                                                         \
-               "vpmovsxbw (%[b]), %%ymm12\n\tvpmovsxbw 16(%[b]), %%ymm13\n\t"                               \
-               QVIT_ROWS_##n(QVIT_WIDE_STEP, 0)                                                             \
-               "add $8, %[a]\n\tadd $8, %[c]\n\tadd $64, %[b]\n\tdec %[q]\n\tjnz 2b\n\t"                    \
-               QVIT_END_##n(QVIT_PUT_WIDE)                                                                  \
+               "test $1, %[q]\n\t"                                                                          \
+               "jz 1f\n\t"                                                                                  \
+               QVIT_WIDE_PANEL(0, 16) QVIT_ROWS_##n(QVIT_WIDE_STEP, 0)                                      \
+               "add $8, %[a]\n\tadd $8, %[c]\n\tadd $64, %[b]\n\t"                                          \
+               "1:\n\tshr $1, %[q]\n\t"                                                                     \
+               "jz 3f\n\t"                                                                                  \
+               ".p2align 5\n2:\n\t"                                                                        \
+               QVIT_WIDE_PANEL(0, 16) QVIT_ROWS_##n(QVIT_WIDE_STEP, 0)                                      \
+               QVIT_WIDE_PANEL(64, 80) QVIT_ROWS_##n(QVIT_WIDE_STEP, 8)                                     \
+               "add $16, %[a]\n\tadd $16, %[c]\n\tsub $-128, %[b]\n\tdec %[q]\n\tjnz 2b\n\t"                \
+               "3:\n\t" QVIT_END_WIDE_##n                                                                  \
                : [a] "+r"(a), [c] "+r"(c), [b] "+r"(b), [q] "+r"(quads)                                     \
                : [l] "r"(stride), [o] "r"(out)                                                              \
                : QVIT_CLOBBERS)
@@ -150,16 +168,8 @@ inline void wide_half(const int16_t* wide, ptrdiff_t stride, int rows, const int
 }
 
 inline void wide_tile(const int16_t* a, ptrdiff_t stride, int rows, const int8_t* b, int quads, int32_t* out) {
-  alignas(32) int32_t pairs[qvit::kTileRows * 16];
-  for (int half = 0; half < 2; ++half) {
-    wide_half(a, stride, rows, b + 32 * half, quads, pairs);
-    for (int r = 0; r < rows; ++r) {  // lanes hold (c0 c0 c1 c1 ...): add neighbours, restore the order of columns
-      const __m256i lo = _mm256_load_si256(reinterpret_cast<const __m256i*>(pairs + 16 * r));
-      const __m256i hi = _mm256_load_si256(reinterpret_cast<const __m256i*>(pairs + 16 * r + 8));
-      const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(lo, hi), 0xD8);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(out + 16 * r + 8 * half), sums);
-    }
-  }
+  wide_half(a, stride, rows, b, quads, out);
+  wide_half(a, stride, rows, b + qvit::kQuadBytes / 2, quads, out + qvit::kPanel / 2);
 }
 
 }  // namespace
