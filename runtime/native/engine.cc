@@ -5,6 +5,10 @@
 #include <chrono>
 #include <cstring>
 
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
 #include "pool.h"
 
 namespace qvit {
@@ -12,6 +16,14 @@ namespace {
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int64_t process_id() {
+#if defined(_WIN32)
+  return 0;
+#else
+  return getpid();
+#endif
 }
 
 // Elements of a code buffer that share one group, in a row.
@@ -58,12 +70,21 @@ struct Engine::Context {
 };
 
 Engine::Engine(const Program& program, const Kernels& kernels, int threads, bool fuse)
-    : plan_(make_plan(program, kernels, threads, fuse)) {}
+    : plan_(make_plan(program, kernels, threads, fuse)), process_(process_id()) {}
 
-Engine::~Engine() = default;
+Engine::~Engine() {
+  if (process_id() == process_) return;
+  for (auto& context : free_) static_cast<void>(context.release());  // after a fork: see acquire
+}
 
 std::unique_ptr<Engine::Context> Engine::acquire() {
   std::unique_lock lock(mutex_);
+  if (const int64_t process = process_id(); process != process_) {  // a fork: the parent's threads are not here
+    for (auto& context : free_) static_cast<void>(context.release());  // they cannot be joined, so they are left alone
+    free_.clear();
+    made_ = 0;
+    process_ = process;
+  }
   const bool may_make = plan_.threads == 1;
   freed_.wait(lock, [&] { return !free_.empty() || may_make || made_ == 0; });
   if (!free_.empty()) {

@@ -57,6 +57,7 @@ class Engine {
   std::condition_variable freed_;
   std::vector<std::unique_ptr<Context>> free_;
   int made_ = 0;
+  int64_t process_;  // that made the contexts
 };
 
 }  // namespace qvit

@@ -169,9 +169,9 @@ class Planner {
         ops.push_back(gelu);
       }
       const int quantize = next(result, Kind::kQuantize);
-      if (quantize >= 0 && along_columns(buffer(op(quantize).output))) {
+      if (quantize >= 0 && along_columns(buffer(op(quantize).output))) grid = column_grid(op(quantize).output);
+      if (grid && grid->fits(largest_value(parts))) {
         result = op(quantize).output;
-        grid = column_grid(result);
         parts.grid = &*grid;
         ops.push_back(quantize);
       }
@@ -211,6 +211,7 @@ class Planner {
       ops.push_back(quantize);
     }
     if (std::find(covered.begin(), covered.end(), false) != covered.end()) return false;
+    if (!grid.fits(largest_value(parts))) return false;
 
     parts.grid = &grid;
     parts.output = add_storage(buffer(out).elements());
@@ -246,13 +247,21 @@ class Planner {
     return to;
   }
 
+  static bool head_steps_fit(const AttentionParts& parts, const Grid& out) {
+    auto largest = [](const std::vector<float>& v) { return static_cast<double>(*std::max_element(v.begin(), v.end())); };
+    ColumnGrid grid(out.groups());
+    for (int g = 0; g < out.groups(); ++g) grid.fill(g, out, g);
+    return grid.fits(static_cast<double>(parts.shape.keys) * kLargestProduct * largest(parts.attention_grid->scale) *
+                     largest(parts.value_grid->scale));
+  }
+
   // The output of an AttentionValue op, with the Quantize and MergeHeads behind it if they can be had.
   void value_output(int i, AttentionParts& parts, std::vector<int>& ops) {
     int result = op(i).output;
     const int quantize = next(result, Kind::kQuantize);
     if (quantize >= 0) {
       const Buffer& out = buffer(op(quantize).output);
-      if (out.grid->groups() == 1 || out.grid->axis == out.rank() - 3) {
+      if ((out.grid->groups() == 1 || out.grid->axis == out.rank() - 3) && head_steps_fit(parts, *out.grid)) {
         result = op(quantize).output;
         ops.push_back(quantize);
         parts.output_grid = &*out.grid;

@@ -4,6 +4,8 @@
 // different frames. A frame is where the buffers of one image are: a table of pointers, one for each storage.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -101,7 +103,17 @@ struct ColumnGrid {
     shift[column] = static_cast<float>(-static_cast<double>(grid.offset[group]) / step - grid.qmin(group));
     levels[column] = static_cast<float>(grid.levels(group));
   }
+  // Do steps of values up to `largest` fit 32-bit integers? Kernels convert before they clip.
+  bool fits(double largest) const {
+    for (size_t c = 0; c < factor.size(); ++c) {
+      if (largest * factor[c] + std::fabs(shift[c]) > 2e9) return false;
+    }
+    return true;
+  }
 };
+
+// Products of bytes are at most this.
+inline constexpr double kLargestProduct = 255.0 * 128.0;
 
 // Where the rows of (windows, heads, tokens, width) lie: q, k and v are columns of the qkv Linear's output, and the
 // result goes to the columns of the merged heads, so SplitHeads and MergeHeads move nothing.

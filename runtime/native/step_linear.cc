@@ -181,6 +181,18 @@ Aligned<int8_t> pack_weight(const Weight& w, int blocks) {
   return packed;
 }
 
+double largest_value(const LinearParts& p) {
+  double scale = 0.0, bias = 0.0, factor = 1.0;
+  for (float s : p.weight->scale) scale = std::max(scale, static_cast<double>(s));
+  for (float b : *p.bias) bias = std::max(bias, std::fabs(static_cast<double>(b)));
+  if (p.factor != nullptr) {
+    factor = 0.0;
+    for (float f : *p.factor) factor = std::max(factor, std::fabs(static_cast<double>(f)));
+  }
+  const double input = *std::max_element(p.input_grid->scale.begin(), p.input_grid->scale.end());
+  return (static_cast<double>(p.weight->in) * kLargestProduct * scale * input + bias) * factor;
+}
+
 std::unique_ptr<Step> make_linear(const Kernels& kernels, const LinearParts& parts) {
   return std::make_unique<LinearStep>(kernels, parts);
 }

@@ -16,6 +16,9 @@ struct LinearParts {
   int input = -1, output = -1, residual = -1;  // storages; a residual of -1 means none
 };
 
+// No output before GELU and quantization can be larger: decides whether a quantization may be fused.
+double largest_value(const LinearParts& parts);
+
 std::unique_ptr<Step> make_linear(const Kernels& kernels, const LinearParts& parts);
 
 // Weights in the panel layout of layout.h; `blocks` divides the inputs.

@@ -1,7 +1,9 @@
 """Whole networks: each step fed the interpreter's own inputs obeys the near-tie rule; the answers agree; nothing that
 should not matter (threads, batch, position, fusion's absence, other callers) changes a bit."""
 
+import os
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ import toy_programs as toys
 from engine_cases import MAX_SHARE, PATHS, check_near_ties
 from qvit_runtime import program as p
 from qvit_runtime.engine import Engine, Runner
-from qvit_runtime.integer import expand_groups
-from qvit_runtime.interpreter import inputs_of, run, trace
+from qvit_runtime.integer import expand_groups, quantize
+from qvit_runtime.interpreter import EXECUTE, inputs_of, run, trace
 
 MODELS = {
     "vit mixed": lambda: toys.vit_program(dim=48, heads=3, size=28, depth=2),
@@ -132,6 +134,25 @@ def test_a_quantize_op_alone_is_exact(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_steps_beyond_32_bits_clip(path):
+    """A scale of 1e-9 makes 1e12 steps: too many to convert before clipping, so nothing is fused and all is well."""
+    fine = p.Grid((4,), True, np.array([1e-9], np.float32), np.zeros(1, np.float32))
+    x = p.Buffer("x", (7, 64), p.Grid((8,), True, np.ones(1, np.float32), np.zeros(1, np.float32)))
+    buffers = {b.name: b for b in (x, p.Buffer("y", (7, 64)), p.Buffer("z", (7, 64), fine))}
+    rng = np.random.default_rng(0)
+    weight = p.Weight(rng.integers(-128, 128, (64, 64)).astype(np.int8), np.array([[8]]), np.ones((1, 1), np.float32))
+    ops = (p.Linear("x", "y", "w", "b"), p.Quantize("y", "z"))
+    program = p.Program(
+        "q", "x", "z", ops, buffers, {"w": weight}, {"b": np.zeros(64, np.float32)}, p.Preprocess((1, 1))
+    )
+    codes = rng.integers(-128, 128, (1, 7, 64)).astype(np.int16)
+    (found,) = Runner(program, ops, ["x"], ["z"], 1, path, True)([codes])
+    values = EXECUTE[p.Linear](program, ops[0], {"x": codes})
+    np.testing.assert_array_equal(found, quantize(values, fine))
+    assert {-8, 7} <= set(np.unique(found))
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_logits_and_predicted_class_agree(model, path):
     program, images, live = model
     found = Engine(program, path=path)(images)
@@ -175,6 +196,21 @@ def test_many_callers_of_several_engines(threads):
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+def test_an_engine_survives_a_fork():
+    """Its threads do not: the child makes its own."""
+    program = toys.vit_program(bits=4)
+    images = np.random.default_rng(0).standard_normal((3, *program.buffers["image"].shape)).astype(np.float32)
+    engine = Engine(program, threads=2)
+    expected = engine(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of any fork with threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(engine(images), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(engine(images), expected)
 
 
 def test_profile_names_every_op():
