@@ -12,10 +12,24 @@ using qvit::GemmArgs;
 using qvit::kPanel;
 using qvit::kTileRows;
 
-// rows [row, row + rows) of panels [panel, panel + panels).
+// rows [row, row + rows) of panels [panel, panel + panels); gelu: the table, where the epilogue has a GELU.
 struct Tile {
   int row, rows, panel, panels;
+  const float* gelu;
 };
+
+template <bool kGelu>
+struct ChooseGelu {
+  using Type = NoGelu;
+};
+template <>
+struct ChooseGelu<true> {
+  using Type = Gelu;
+};
+template <Epilogue kEpilogue>
+inline constexpr bool kHasGelu = kEpilogue == Epilogue::kGelu || kEpilogue == Epilogue::kGeluCodes;
+template <Epilogue kEpilogue>
+using GeluFor = typename ChooseGelu<kHasGelu<kEpilogue>>::Type;
 
 constexpr ptrdiff_t kRowSums = kTilePanels * kPanel;
 
@@ -48,10 +62,10 @@ inline void finish_panel(const GemmArgs& g, const Tile& t, int p, const int32_t*
   uint8_t* codes = kToCodes ? g.codes + first : nullptr;
   float* out = kToCodes ? nullptr : g.out + first;
   const float* residual = kEpilogue == Epilogue::kAdd ? g.residual + first : nullptr;
+  const GeluFor<kEpilogue> gelu_of(t.gelu);
   const int rows = t.rows;
   for (int r = 0; r < rows; ++r) {
-    __m512 v = scaled(sums, r, p, scale, start.at(r, p));
-    if constexpr (kEpilogue == Epilogue::kGelu || kEpilogue == Epilogue::kGeluCodes) v = gelu_of(v);
+    __m512 v = gelu_of(scaled(sums, r, p, scale, start.at(r, p)));
     if constexpr (kEpilogue == Epilogue::kGeluCodes) v = _mm512_fmadd_ps(v, factor, shift);
     if constexpr (kToCodes) {
       _mm_mask_storeu_epi8(codes + r * stride, valid, to_codes(v, levels));
@@ -81,14 +95,15 @@ inline void finish_codes(const GemmArgs& g, const Tile& t, const int32_t* sums, 
   }
   uint8_t* codes = g.codes + t.row * stride + column;
   const float *factor = g.grid_factor + column, *shift = g.grid_shift + column;
+  const GeluFor<kEpilogue> gelu_of(t.gelu);
   const int rows = t.rows;
   for (int r = 0; r < rows; ++r) {
     __m512i steps[kTilePanels];
 #pragma GCC unroll 4
     for (int p = 0; p < kTilePanels; ++p) {
-      __m512 v = scaled(sums, r, p, scale[p], start.at(r, p));
+      __m512 v = gelu_of(scaled(sums, r, p, scale[p], start.at(r, p)));
       if constexpr (kEpilogue == Epilogue::kGeluCodes) {
-        v = _mm512_fmadd_ps(gelu_of(v), _mm512_loadu_ps(factor + p * kPanel), _mm512_loadu_ps(shift + p * kPanel));
+        v = _mm512_fmadd_ps(v, _mm512_loadu_ps(factor + p * kPanel), _mm512_loadu_ps(shift + p * kPanel));
       }
       steps[p] = _mm512_cvtps_epi32(v);
     }
@@ -105,12 +120,12 @@ inline void finish_values(const GemmArgs& g, const Tile& t, const int32_t* sums,
                                      _mm512_loadu_ps(scales + 2 * kPanel), _mm512_loadu_ps(scales + 3 * kPanel)};
   float* out = g.out + t.row * stride + column;
   const float* residual = kEpilogue == Epilogue::kAdd ? g.residual + t.row * stride + column : nullptr;
+  const GeluFor<kEpilogue> gelu_of(t.gelu);
   const int rows = t.rows;
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
     for (int p = 0; p < kTilePanels; ++p) {
-      __m512 v = scaled(sums, r, p, scale[p], start.at(r, p));
-      if constexpr (kEpilogue == Epilogue::kGelu) v = gelu_of(v);
+      __m512 v = gelu_of(scaled(sums, r, p, scale[p], start.at(r, p)));
       if constexpr (kEpilogue == Epilogue::kAdd) v = _mm512_add_ps(v, _mm512_loadu_ps(residual + r * stride + p * kPanel));
       _mm512_storeu_ps(out + r * stride + p * kPanel, v);
     }
@@ -182,12 +197,14 @@ inline void one_tile(const GemmArgs& g, const Tile& t, int quads) {
 template <Epilogue kEpilogue>
 void gemm_with(const GemmArgs& g) {
   const int panels = static_cast<int>(qvit::panels_of(g.columns)), quads = static_cast<int>(qvit::quads_of(g.block_width));
+  const float* gelu = kHasGelu<kEpilogue> ? qvit::gelu_table() : nullptr;
   for (int chunk = 0; chunk < g.rows; chunk += g.chunk_rows) {
     const int end = g.rows - chunk < g.chunk_rows ? g.rows : chunk + g.chunk_rows;
     for (int p = 0; p < panels; p += kTilePanels) {
       for (int row = chunk; row < end; row += kTileRows) {
         const int rows = end - row < kTileRows ? end - row : kTileRows;
-        one_tile<kEpilogue>(g, {row, rows, p, panels - p < kTilePanels ? panels - p : kTilePanels}, quads);
+        const int width = panels - p < kTilePanels ? panels - p : kTilePanels;
+        one_tile<kEpilogue>(g, {row, rows, p, width, gelu}, quads);
       }
     }
   }

@@ -1,9 +1,11 @@
-// exp2 and GELU on sixteen floats: avx2/math.h at twice the width, same constants. Included by kernels_avx512.cc only.
+// exp2 on sixteen floats, as in avx2/math.h, and GELU by look-up. Included by kernels_avx512.cc only.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
+
+#include "../gelu_table.h"
 
 namespace {
 
@@ -23,23 +25,37 @@ inline __m512 exp2_of(__m512 t) {  // t <= 0; below -126 the result is 2^-126
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
 }
 
-inline __m512 gelu_of(__m512 x) {
-  const __m512 held = _mm512_min_ps(_mm512_max_ps(x, wide_splat(-5.5f)), wide_splat(5.5f));
-  const __m512 s = _mm512_mul_ps(held, held);
-  __m512 top = wide_splat(2.22194696e-08f), bottom = wide_splat(1.19496635e-06f);
-  top = _mm512_fmadd_ps(top, s, wide_splat(6.52379015e-06f));
-  bottom = _mm512_fmadd_ps(bottom, s, wide_splat(7.84588753e-05f));
-  top = _mm512_fmadd_ps(top, s, wide_splat(0.000182463808f));
-  bottom = _mm512_fmadd_ps(bottom, s, wide_splat(0.00196031209f));
-  top = _mm512_fmadd_ps(top, s, wide_splat(0.00475932719f));
-  bottom = _mm512_fmadd_ps(bottom, s, wide_splat(0.0293784123f));
-  top = _mm512_fmadd_ps(top, s, wide_splat(0.0351078424f));
-  bottom = _mm512_fmadd_ps(bottom, s, wide_splat(0.254666053f));
-  top = _mm512_fmadd_ps(top, s, wide_splat(0.398942008f));
-  bottom = _mm512_fmadd_ps(bottom, s, wide_splat(1.0f));
-  const __m512 phi = _mm512_fmadd_ps(held, _mm512_div_ps(top, bottom), wide_splat(0.5f));
-  return _mm512_mul_ps(x, phi);
-}
+// The coefficients of gelu_table.h, in registers.
+struct Gelu {
+  __m512 low[4], high[4];
+
+  explicit Gelu(const float* table) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      low[k] = _mm512_loadu_ps(table + k * qvit::kGeluSegments);
+      high[k] = _mm512_loadu_ps(table + k * qvit::kGeluSegments + 16);
+    }
+  }
+
+  __m512 operator()(__m512 x) const {
+    const __m512 magic = wide_splat(12582912.0f);  // 3 * 2^22: adding it leaves rint(t) in the low bits
+    const __m512 size = _mm512_abs_ps(x);
+    const __m512 t = _mm512_min_ps(_mm512_mul_ps(size, wide_splat(qvit::kGeluSteps)), wide_splat(31.0f));
+    const __m512 shifted = _mm512_add_ps(t, magic);
+    const __m512i segment = _mm512_castps_si512(shifted);  // the look-up reads five bits of it
+    const __m512 r = _mm512_sub_ps(t, _mm512_sub_ps(shifted, magic));
+    __m512 h = _mm512_permutex2var_ps(low[3], segment, high[3]);
+    h = _mm512_fmadd_ps(h, r, _mm512_permutex2var_ps(low[2], segment, high[2]));
+    h = _mm512_fmadd_ps(h, r, _mm512_permutex2var_ps(low[1], segment, high[1]));
+    h = _mm512_fmadd_ps(h, r, _mm512_permutex2var_ps(low[0], segment, high[0]));
+    return _mm512_fmadd_ps(size, h, _mm512_mul_ps(x, wide_splat(0.5f)));
+  }
+};
+
+struct NoGelu {
+  explicit NoGelu(const float*) {}
+  __m512 operator()(__m512 x) const { return x; }
+};
 
 // Sixteen quantized values to bytes.
 inline __m128i to_codes(__m512 v, __m512 levels) {
