@@ -4,7 +4,8 @@
 
 Both steps are forward, cross entropy, backward and AdamW, in train mode on random images. They take turns in one process,
 so that whatever else the machine does falls on both, and the ratio is that of the medians. Peak memory is the resident
-set of a fresh process that does one kind of step only; what an idle process with the model takes is stated beside it.
+set of a fresh process that does one kind of step only; beside it what the process had taken when it was ready to start
+(for QAT that includes its calibration).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import timm
 import torch
@@ -68,14 +70,18 @@ def interleaved(name: str, batch: int, rounds: int) -> dict[str, list[float]]:
 
 
 def resident_mib() -> float:
-    """Peak resident set of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 2**20
+    """Peak resident set of this process so far. Linux's ru_maxrss would be no less than that of the parent process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
 def memory(kind: str, name: str, batch: int) -> dict[str, float]:
     """Peak MiB of a fresh process, before and after three steps of one kind."""
     command = [sys.executable, __file__, "--model", name, "--batch", str(batch), "--memory-of", kind]
+    command += ["--threads", str(torch.get_num_threads())]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -116,9 +122,9 @@ def main() -> None:
     if arguments.profile:
         print(profile(arguments.model, arguments.batch))
         return
+    peak = {kind: memory(kind, arguments.model, arguments.batch) for kind in KINDS}
     seconds = interleaved(arguments.model, arguments.batch, arguments.rounds)
     median = {kind: statistics.median(times) for kind, times in seconds.items()}
-    peak = {kind: memory(kind, arguments.model, arguments.batch) for kind in KINDS}
     result = {
         "model": arguments.model,
         "batch": arguments.batch,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from qvit.allocate import Lagrangian
 from qvit.augment import train_transform
 from qvit.budget import Budget
 from qvit.calibrate import calibrate
@@ -27,6 +28,7 @@ from qvit.spec import Spec
 from toy_models import uniform, vit
 
 BATCH, IMAGES, CLASSES = 16, 96, 5
+QUICK = Lagrangian(every=2, warm_up=1)
 
 
 @dataclass(frozen=True)

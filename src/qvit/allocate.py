@@ -28,6 +28,7 @@ sign everywhere, so in a short run all bits move in step and end uniform.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,7 @@ class Published:
 
 Allocation = Lagrangian | Published
 
+SETTLED = 1e-3  # bits that move less than this have arrived
 SLOWEST_FALL = 0.02  # an error that does not fall with more bits (noise) is taken to fall by this, in the logarithm
 
 
@@ -120,21 +122,21 @@ def step(
         price = torch.autograd.grad(
             budget.spent(shape, {**bits, **leaves}), list(leaves.values()), allow_unused=True, materialize_grads=True
         )
-    # 0.72 = 1 / ln 4: natural logarithms to bits
-    distance = {
-        name: (benefit(tables[name], bits[name], q.candidates[0]).log() - price[i].clamp(min=1e-30).log()) * 0.7213475
-        for i, (name, q) in enumerate(learned.items())
-    }
+    sizes = [quantizer.bit_groups for quantizer in learned.values()]
+    now = torch.cat([bits[name] for name in learned])
+    least = torch.cat([torch.full((q.bit_groups,), q.candidates[0], dtype=now.dtype) for q in learned.values()])
+    most = torch.cat([torch.full((q.bit_groups,), q.candidates[-1], dtype=now.dtype) for q in learned.values()])
+    gain = torch.cat([benefit(tables[name], bits[name], q.candidates[0]) for name, q in learned.items()])
+    distance = (gain.log() - torch.cat(price).clamp(min=1e-30).log()) / math.log(4)
 
     def move(multiplier: float) -> BitTable:
-        moved = dict(bits)
-        for name, quantizer in learned.items():
-            shift = ((distance[name] - multiplier) * config.rate).clamp(-config.largest, config.largest)
-            moved[name] = (bits[name] + shift).clamp(quantizer.candidates[0], quantizer.candidates[-1])
-        return moved
+        shift = ((distance - multiplier) * config.rate).clamp(-config.largest, config.largest)
+        moved = torch.minimum(torch.maximum(now + shift, least), most)
+        return {**bits, **dict(zip(learned, moved.split(sizes), strict=True))}
 
-    low, high = -200.0, 200.0
-    for _ in range(60):
+    reach = config.largest / config.rate + 1  # beyond it, every bit makes its largest move
+    low, high = float(distance.min()) - reach, float(distance.max()) + reach
+    while high - low > 1e-10 * (1 + abs(high)):
         middle = (low + high) / 2
         if float(budget.spent(shape, move(middle))) > budget.limit:
             low = middle
@@ -145,12 +147,17 @@ def step(
 
 @torch.no_grad()
 def update(model: nn.Module, sensitivity: Sensitivity, budget: Budget, config: Lagrangian, moves: int = 1) -> bool:
-    """Move the learned bits `moves` times with the current tables and settle the widths in force; true when one changed."""
+    """Move the learned bits with the current tables and settle the widths in force; true when one changed.
+
+    moves  at most this many; they end when no bit moves any more
+    """
     shape, learned = costs(model), sensitivity.quantizers
     tables = {name: log_table(table) for name, table in sensitivity.tables.items()}
     bits = {name: value.detach().cpu() for name, value in continuous_bits(model).items()}
     for _ in range(moves):
-        bits = step(learned, tables, shape, budget, bits, config)
+        before, bits = bits, step(learned, tables, shape, budget, bits, config)
+        if max(float((bits[name] - before[name]).abs().max()) for name in learned) < SETTLED:
+            break
     changed = False
     for name, quantizer in learned.items():
         quantizer.bits.copy_(bits[name].to(quantizer.bits))

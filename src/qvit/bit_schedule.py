@@ -24,7 +24,7 @@ from .lock import lock
 from .sensitivity import Sensitivity
 
 PUBLISHED_PROBES = 16  # steps before the lock that Published probes: the lock needs sensitivities to order its moves
-FIRST_MOVES = 60  # enough small moves to reach the allocation from any start
+FIRST_MOVES = 60  # at most: enough to reach the allocation from any start
 
 
 class BitSchedule:

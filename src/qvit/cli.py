@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field, e.g. fit.epochs=3"
     )
+    run.add_argument("--checkpoint", help="your own float weights: .safetensors, or a weights-only .pth")
+    run.add_argument("--num-classes", type=int, help="size of the classifier of those weights")
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in --out")
     run.add_argument("--dry-run", action="store_true", help="check model, data pipeline and budget, make two steps")
     run.set_defaults(verb=run_verb)
@@ -101,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
 def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     """qvit run"""
     recipe = load_recipe(arguments.recipe, arguments.set)
+    model = recipe.model
+    if arguments.checkpoint:  # relative to the working directory, unlike paths inside a recipe
+        model = dataclasses.replace(model, checkpoint=str(arguments.checkpoint), pretrained=False)
+    if arguments.num_classes is not None:
+        model = dataclasses.replace(model, num_classes=arguments.num_classes)
+    recipe = dataclasses.replace(recipe, model=model)
     if arguments.dry_run:
         lines = dry_run(recipe)
         _say(arguments, *lines, f"{arguments.recipe} is ready: qvit run {arguments.recipe}")

@@ -18,7 +18,8 @@ table per tensor, (bit groups, candidates), from which `allocate` and `lock` dec
 Cold slots. A slot of the bank that is not in force gets no gradient, while weights and activations drift away from what
 it was calibrated on; the first visit late in training would start from a stale scale. Since a probe quantizes with every
 slot anyway, each unused slot makes one step of the least-squares iteration (`observers`) on the data of the probe, and is
-warm whenever a bit-width changes. `Sensitivity.warm_slots` writes them, after the optimizer step.
+warm whenever a bit-width changes. `Sensitivity.warm_slots` writes them, after the optimizer step. A coarse grid follows
+its data within a probe or two; a fine one more slowly, pulled by the clipped elements alone, and it also needs it less.
 """
 
 from __future__ import annotations

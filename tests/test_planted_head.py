@@ -1,0 +1,70 @@
+"""A planted head: one attention head matters far more than the others, and the learned bits find it.
+
+Head h of the only block gets four times the value rows and keeps its projection columns, the others are faded to a
+quarter, so that the logits come from h; labels are the float model's own classes. Under the cost of uniform 3 bits, that head must get more bits than
+the mean of the others, in every tensor that has heads, and with the roles swapped the other one must get them.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from qvit.allocate import Lagrangian
+from qvit.budget import Budget
+from qvit.calibrate import calibrate
+from qvit.convert import named_quantizers, quantize
+from qvit.cost import cost
+from qvit.fit import fit
+from qvit.fit_config import FitConfig
+from toy_models import images, uniform, vit
+
+HEADS, DIM = 4, 32
+
+
+def planted(head: int) -> nn.Module:
+    """One block, 4 heads of 8; only `head` has a say."""
+    model = vit(depth=1, embed_dim=DIM, num_heads=HEADS)
+    attention = model.blocks[0].attn  # type: ignore[union-attr, index]
+    size = DIM // HEADS
+    with torch.no_grad():
+        for other in range(HEADS):
+            gain = 4.0 if other == head else 0.25
+            rows = slice(2 * DIM + other * size, 2 * DIM + (other + 1) * size)
+            attention.qkv.weight[rows] *= gain  # type: ignore[union-attr, index]
+            attention.qkv.bias[rows] *= gain  # type: ignore[union-attr, index]
+    return model
+
+
+@pytest.mark.parametrize("head", [0, 2])
+def test_the_planted_head_gets_the_bits(head: int) -> None:
+    model = planted(head)
+    pixels = images(model, 64)
+    with torch.no_grad():
+        labels = model(pixels).argmax(1)
+    quantized = quantize(model)
+    calibrate(quantized, [pixels])
+    budget = Budget(gbitops=cost(quantize(model, uniform(3))).gbitops)
+    config = FitConfig(
+        epochs=3, lock_at=0.7, learning_rate=1e-4, log_every=100, allocation=Lagrangian(every=2, warm_up=2)
+    )
+    loader = DataLoader(TensorDataset(pixels, labels), batch_size=32, shuffle=True)
+    fit(quantized, loader, budget=budget, config=config, quiet=True)
+
+    quantizers = named_quantizers(quantized)
+    name = "blocks.0.attn"
+    bits: dict[str, Tensor] = {
+        "v": quantizers[f"{name}.v"].bit_width,
+        "attention": quantizers[f"{name}.attention"].bit_width,
+        "v rows": quantizers[f"{name}.qkv.weight"].bit_width[2 * HEADS :],
+        "proj columns": quantizers[f"{name}.proj.weight"].bit_width,
+        "proj input": quantizers[f"{name}.proj.input"].bit_width,
+    }
+    assert cost(quantized).gbitops <= budget.limit * (1 + 1e-9)
+    for what, widths in bits.items():
+        others = torch.cat([widths[:head], widths[head + 1 :]]).float()
+        assert widths[head] > others.mean() + 0.5, f"{what}: {widths.tolist()}"
+    every = torch.cat([q.bit_width for q in quantizers.values() if q.candidates != (8,)])
+    assert every.unique().numel() >= 4, every
