@@ -238,13 +238,16 @@ class Planner {
     return {r == 4 ? query.shape[0] : 1, query.shape[r - 3], query.shape[r - 2], keys, width};
   }
 
-  int pack(const HeadShape& shape, bool values, int left, int right) {
+  // What to pack of buffer `right`, the second operand of a product with `left`.
+  PackParts to_pack(const HeadShape& shape, bool values, int left, int right) {
     const int64_t head = values ? packed_values_bytes(shape.keys, shape.width) : packed_keys_bytes(shape.keys, shape.width);
     const int to = add_storage(head * shape.windows * shape.heads);
-    auto step = make_pack(kernels(), shape, values, *buffer(left).grid, *buffer(right).grid, heads_at(right), to);
-    step->name = values ? "pack values" : "pack keys";
+    return {values, &*buffer(left).grid, &*buffer(right).grid, heads_at(right), to};
+  }
+  void pack(const HeadShape& shape, const std::vector<PackParts>& operands) {
+    auto step = make_pack(kernels(), shape, operands);
+    step->name = operands.size() == 2 ? "pack keys and values" : operands[0].values ? "pack values" : "pack keys";
     plan_.steps.push_back(std::move(step));
-    return to;
   }
 
   static bool head_steps_fit(const AttentionParts& parts, const Grid& out) {
@@ -292,8 +295,10 @@ class Planner {
     const int product = quantize < 0 ? -1 : next(op(quantize).output, Kind::kAttentionValue);
     const bool whole = product >= 0 && op(product).inputs[0] == op(quantize).output && storage_[op(product).inputs[1]] >= 0 &&
                        buffer(op(product).inputs[1]).last() == query.last();
-    parts.keys = pack(parts.shape, false, o.inputs[0], o.inputs[1]);
+    const PackParts keys = to_pack(parts.shape, false, o.inputs[0], o.inputs[1]);
+    parts.keys = keys.to;
     if (!whole) {
+      pack(parts.shape, {keys});
       parts.output = dense_heads(own_storage(o.output), parts.shape.heads, parts.shape.tokens, parts.shape.keys);
       return emit(make_query_key(kernels(), parts), ops);
     }
@@ -302,7 +307,9 @@ class Planner {
     parts.mask = constant(op(softmax).tensors[1]);
     parts.attention_grid = &*buffer(attention).grid;
     parts.value_grid = &*buffer(value).grid;
-    parts.values = pack(parts.shape, true, attention, value);
+    const PackParts values = to_pack(parts.shape, true, attention, value);
+    parts.values = values.to;
+    pack(parts.shape, {keys, values});
     ops.insert(ops.end(), {softmax, quantize, product});
     value_output(product, parts, ops);
     emit(make_attention(kernels(), parts), ops);
@@ -316,7 +323,9 @@ class Planner {
     parts.attention_grid = &*attention.grid;
     parts.value_grid = &*value.grid;
     std::vector<int> ops = {i};
-    parts.values = pack(parts.shape, true, o.inputs[0], o.inputs[1]);
+    const PackParts values = to_pack(parts.shape, true, o.inputs[0], o.inputs[1]);
+    parts.values = values.to;
+    pack(parts.shape, {values});
     value_output(i, parts, ops);
     emit(make_attention_value(kernels(), parts, storage_[o.inputs[0]]), ops);
   }

@@ -21,45 +21,55 @@ int group_of(const Grid& grid, int64_t head, int64_t heads) {
 // What packing takes off each code, beyond undoing the shift of signed ones: see PackArgs.
 int b_shift_of(const Grid& grid, int group) { return grid.is_signed ? 0 : 1 << (grid.bits[group] - 1); }
 
+// Units are (operand, window, head).
 class PackStep final : public Step {
  public:
-  PackStep(const Kernels& kernels, const HeadShape& shape, bool values, const Grid& left, const Grid& grid,
-           const HeadPlace& from, int to)
-      : kernels_(kernels), shape_(shape), values_(values), from_(from), to_(to) {
-    for (int64_t h = 0; h < shape.heads; ++h) {
-      left_qmin_.push_back(left.qmin(group_of(left, h, shape.heads)));
-      const int group = group_of(grid, h, shape.heads);
-      bias_.push_back(1 << (grid.bits[group] - 1));
-      b_shift_.push_back(b_shift_of(grid, group));
+  PackStep(const Kernels& kernels, const HeadShape& shape, const std::vector<PackParts>& operands)
+      : kernels_(kernels), shape_(shape) {
+    for (const PackParts& p : operands) {
+      Operand o{p.values, p.from, p.to};
+      for (int64_t h = 0; h < shape.heads; ++h) {
+        const int group = group_of(*p.grid, h, shape.heads);
+        o.left_qmin.push_back(p.left->qmin(group_of(*p.left, h, shape.heads)));
+        o.bias.push_back(1 << (p.grid->bits[group] - 1));
+        o.b_shift.push_back(b_shift_of(*p.grid, group));
+      }
+      o.panels_bytes = p.values ? values_panels_bytes(shape.keys, shape.width) : keys_panels_bytes(shape.keys, shape.width);
+      o.head_bytes = p.values ? packed_values_bytes(shape.keys, shape.width) : packed_keys_bytes(shape.keys, shape.width);
+      operands_.push_back(std::move(o));
+      reads.push_back(p.from.storage);
+      writes.push_back(p.to);
     }
-    panels_bytes_ = values ? values_panels_bytes(shape.keys, shape.width) : keys_panels_bytes(shape.keys, shape.width);
-    head_bytes_ = values ? packed_values_bytes(shape.keys, shape.width) : packed_keys_bytes(shape.keys, shape.width);
-    units = shape.windows * shape.heads;
+    units = static_cast<int64_t>(operands.size()) * shape.windows * shape.heads;
     unit_cost = static_cast<double>(shape.keys * shape.width) * 4.0;
-    reads = {from.storage};
-    writes = {to};
   }
 
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte*) const override {
+    const int64_t heads = shape_.windows * shape_.heads;
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t head = unit % shape_.heads, window = unit / shape_.heads;
-      int8_t* packed = frame.at<int8_t>(to_) + unit * head_bytes_;
-      const PackArgs args = {frame.at<uint8_t>(from_.storage) + from_.at(window, head, 0), from_.row_stride,
-                             static_cast<int>(shape_.keys), static_cast<int>(shape_.width), bias_[head],
-                             b_shift_[head], packed,
-                             reinterpret_cast<int32_t*>(packed + panels_bytes_), left_qmin_[head]};
-      values_ ? kernels_.pack_values(args) : kernels_.pack_keys(args);
+      const Operand& o = operands_[static_cast<size_t>(unit / heads)];
+      const int64_t which = unit % heads, head = which % shape_.heads, window = which / shape_.heads;
+      int8_t* packed = frame.at<int8_t>(o.to) + which * o.head_bytes;
+      const PackArgs args = {frame.at<uint8_t>(o.from.storage) + o.from.at(window, head, 0), o.from.row_stride,
+                             static_cast<int>(shape_.keys), static_cast<int>(shape_.width), o.bias[head],
+                             o.b_shift[head], packed, reinterpret_cast<int32_t*>(packed + o.panels_bytes),
+                             o.left_qmin[head]};
+      o.values ? kernels_.pack_values(args) : kernels_.pack_keys(args);
     }
   }
 
  private:
+  struct Operand {
+    bool values;
+    HeadPlace from;
+    int to;
+    std::vector<int> left_qmin{}, bias{}, b_shift{};  // by head
+    int64_t panels_bytes = 0, head_bytes = 0;
+  };
+
   const Kernels& kernels_;
   HeadShape shape_;
-  bool values_;
-  HeadPlace from_;
-  int to_;
-  int64_t panels_bytes_, head_bytes_;
-  std::vector<int> left_qmin_, bias_, b_shift_;
+  std::vector<Operand> operands_;
 };
 
 // One of the two products, all heads: the arrays that a GemmArgs points to, per head and column.
@@ -301,9 +311,8 @@ int64_t packed_values_bytes(int64_t keys, int64_t width) {
   return with_corrections(values_panels_bytes(keys, width), width);
 }
 
-std::unique_ptr<Step> make_pack(const Kernels& kernels, const HeadShape& shape, bool values, const Grid& left,
-                                const Grid& grid, const HeadPlace& from, int to) {
-  return std::make_unique<PackStep>(kernels, shape, values, left, grid, from, to);
+std::unique_ptr<Step> make_pack(const Kernels& kernels, const HeadShape& shape, const std::vector<PackParts>& operands) {
+  return std::make_unique<PackStep>(kernels, shape, operands);
 }
 std::unique_ptr<Step> make_attention(const Kernels& kernels, const AttentionParts& parts) {
   return std::make_unique<AttentionStep>(kernels, parts);

@@ -21,9 +21,17 @@ HeadPlace dense_heads(int storage, int64_t heads, int64_t rows, int64_t width);
 int64_t packed_keys_bytes(int64_t keys, int64_t width);
 int64_t packed_values_bytes(int64_t keys, int64_t width);
 
-// `from` has HeadShape.keys rows a head; the left operand's grid gives qmin for the corrections.
-std::unique_ptr<Step> make_pack(const Kernels& kernels, const HeadShape& shape, bool values, const Grid& left,
-                                const Grid& grid, const HeadPlace& from, int to);
+// One operand to pack: keys, or values. `from` has HeadShape.keys rows a head; the grid of the left operand of the
+// product gives qmin for the corrections.
+struct PackParts {
+  bool values;
+  const Grid *left, *grid;
+  HeadPlace from;
+  int to;  // storage
+};
+
+// One step for all of them: keys and values of a head are independent, so twice as many units share one barrier.
+std::unique_ptr<Step> make_pack(const Kernels& kernels, const HeadShape& shape, const std::vector<PackParts>& operands);
 
 struct AttentionParts {
   HeadShape shape;
