@@ -13,7 +13,8 @@
 //
 // so that four neighbouring bytes of one activation row, broadcast to all lanes, meet 8 columns per 32-byte register,
 // and 16 columns per 64-byte register where those exist. Inputs beyond the end of a block and columns beyond the last
-// are zero: whatever A holds there is multiplied by nothing. A *block* is a range of inputs with one input scale and
+// are zero: whatever A holds there (up to three bytes of the next row, which another thread may be writing) is
+// multiplied by nothing. A *block* is a range of inputs with one input scale and
 // one weight scale per column (the heads of `proj`); usually there is one.
 //
 // Run length. vpmaddubsw adds two neighbouring products into a 16-bit lane; adding up `run` of those is exact while

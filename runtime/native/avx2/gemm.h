@@ -150,10 +150,13 @@ inline void widen_rows(const GemmArgs& g, int row, int rows) {
   for (int r = 0; r < rows; ++r) {
     const uint8_t* from = g.a + (row + r) * g.a_stride;
     int16_t* to = g.wide + ((row + r) % g.chunk_rows) * stride;
-    for (ptrdiff_t k = 0; k < inputs + qvit::kQuad; k += 16) {  // a last quad may reach past the row: see kSlack
+    ptrdiff_t k = 0;
+    for (; k + 16 <= inputs; k += 16) {
       const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), _mm256_cvtepu8_epi16(bytes));
     }
+    for (; k < inputs; ++k) to[k] = from[k];
+    for (; k < inputs + qvit::kQuad; ++k) to[k] = 0;  // a last quad reaches past the row
   }
 }
 
