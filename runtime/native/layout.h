@@ -28,12 +28,12 @@
 
 namespace qvit {
 
-inline constexpr int kPanel = 16;        // columns of a panel
-inline constexpr int kQuad = 4;          // inputs of a quad
+inline constexpr int kPanel = 16;  // columns of a panel
+inline constexpr int kQuad = 4;    // inputs of a quad
 inline constexpr int kQuadBytes = kPanel * kQuad;
-inline constexpr int kTileRows = 6;      // rows a kernel handles at once: 6 x 16 fills AVX2's sixteen registers
-inline constexpr int kChunkRows = 24;    // rows that share a panel while both are in the first-level cache
-inline constexpr int kSlack = 64;        // bytes a kernel may read behind the end of a code buffer
+inline constexpr int kTileRows = 6;    // rows a kernel handles at once: 6 x 16 fills AVX2's sixteen registers
+inline constexpr int kChunkRows = 24;  // rows that share a panel while both are in the first-level cache
+inline constexpr int kSlack = 64;      // bytes a kernel may read behind the end of a code buffer
 
 constexpr int run_length(int activation_bits, int weight_bits) {
   const int pair = ((1 << activation_bits) - 1) << weight_bits;  // 2 * (2^a - 1) * 2^(w-1)
