@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import QuantAttention, QuantWindowAttention
-from .convert import require_quantized
 from .layers import QuantConv2d, QuantLinear
+from .quantizer import require_quantized
 
 BitTable = dict[str, Tensor]
 
