@@ -3,12 +3,13 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+NATIVE := runtime/CMakeLists.txt $(wildcard runtime/native/*.* runtime/native/avx*/*.h)
 
 .PHONY: setup demo test test-all lint wheels clean
 
 setup: $(STAMP)
 
-$(STAMP): constraints.txt pyproject.toml runtime/pyproject.toml
+$(STAMP): constraints.txt pyproject.toml runtime/pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable runtime --editable '.[dev]'

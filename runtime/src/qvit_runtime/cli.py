@@ -1,4 +1,4 @@
-"""The command line: `qvit-runtime predict MODEL IMAGE...` and `qvit-runtime inspect MODEL`.
+"""The command line: `qvit-runtime predict MODEL IMAGE...`, `inspect MODEL` and `bench MODEL`.
 
 Exit codes: 0 everything answered; 1 some image could not be answered, the others were; 2 nothing could be done (wrong
 usage, no such model). Answers go to standard output, errors to standard error. `--json FILE` writes the same facts for
@@ -18,8 +18,9 @@ from typing import Any, TextIO
 
 from . import program as p
 from .artifact import ArtifactError, load
+from .bench import by_name, measure, random_images, step_times
+from .engine import Engine
 from .inspection import describe
-from .interpreter import run
 from .predict import Answer, Execute, predict
 
 ALL_WELL, SOME_FAILED, NOTHING_DONE = 0, 1, 2
@@ -52,7 +53,16 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument("model", help="a .qvit file")
     other.set_defaults(command=inspect_command)
 
-    for each in (verb, other):
+    timed = verbs.add_parser("bench", help="measure how long an image takes, and where the time goes")
+    timed.add_argument("model", help="a .qvit file")
+    timed.add_argument("--batch", type=positive, default=1, help="images per call (default: 1)")
+    timed.add_argument("--repeats", type=positive, default=30, help="calls that are counted (default: 30)")
+    timed.add_argument("--profile", action="store_true", help="also the time of each kind of step")
+    timed.set_defaults(command=bench_command)
+
+    for each in (verb, timed):
+        each.add_argument("--threads", type=positive, default=default_threads(), help="default: %(default)s")
+    for each in (verb, other, timed):
         each.add_argument("--json", metavar="FILE", help="also write the result as JSON; - for standard output instead")
     return top
 
@@ -64,15 +74,20 @@ def positive(text: str) -> int:
     return number
 
 
-def engine_for(program: p.Program) -> Execute:
-    """What runs a program: for now the interpreter."""
-    return lambda images: run(program, images)
+def default_threads() -> int:
+    """As many as this process may use, at most four: a small image is too little work for more."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+def engine_for(program: p.Program, threads: int) -> Execute:
+    """What runs a program: the native engine."""
+    return Engine(program, threads)
 
 
 def predict_command(options: argparse.Namespace) -> int:
     program = load(options.model)
     answers = []
-    for answer in predict(program, engine_for(program), options.images, options.top):
+    for answer in predict(program, engine_for(program, options.threads), options.images, options.top):
         answers.append(answer)
         if answer.error:
             say(f"qvit-runtime: {answer.error}", sys.stderr)
@@ -128,6 +143,30 @@ def description_text(about: dict[str, Any]) -> str:
             *table(["op", "count", "runs"], [[o["op"], str(o["count"]), o["placement"]] for o in about["placement"]]),
         ]
     )
+
+
+def bench_command(options: argparse.Namespace) -> int:
+    program = load(options.model)
+    engine = Engine(program, options.threads)
+    images = random_images(program, options.batch)
+    timing = measure(engine, images, options.repeats)
+    result: dict[str, Any] = {"model": options.model, **asdict(timing), "spread": timing.spread}
+    text = [
+        f"{options.model}: {timing.median * 1e3:.2f} ms for {timing.batch} image{'s' if timing.batch > 1 else ''}, "
+        f"{timing.batch / timing.median:,.0f} images/s",
+        f"minimum {timing.minimum * 1e3:.2f} ms, quartiles {timing.lower_quartile * 1e3:.2f} and "
+        f"{timing.upper_quartile * 1e3:.2f} ms of {timing.repeats}; {timing.threads} threads, {timing.path}",
+    ]
+    if options.profile:
+        steps = step_times(engine, images)
+        result["steps"] = [asdict(step) for step in steps]
+        total = sum(step.seconds for step in steps)
+        rows = [[f"{s * 1e3:.3f}", f"{s / total:.1%}", str(n), name] for name, n, s in by_name(steps)]
+        text += ["", *table(["ms (all threads)", "share", "steps", "ops"], rows)]
+    if options.json != "-":
+        say("\n".join(text))
+    write_json(options.json, result)
+    return ALL_WELL
 
 
 def sizes(shape: list[int]) -> str:

@@ -1,0 +1,14 @@
+// The AVX2 + FMA kernels. Compiled with their own flags; nothing here may leak: everything is in anonymous namespaces,
+// and no template of the standard library is instantiated, because the linker may keep this file's copy of an inline
+// function for the whole library and so crash on a processor without AVX2.
+#include "avx2/gemm.h"
+#include "avx2/layer_norm.h"
+#include "avx2/pack.h"
+#include "avx2/rows.h"
+#include "avx2/softmax.h"
+
+namespace qvit {
+
+const Kernels kAvx2Kernels = {"avx2", gemm, quantize, layer_norm, softmax, gelu, pack_keys, pack_values};
+
+}  // namespace qvit
