@@ -13,11 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import qvit_runtime
+from qvit import pipeline
 from qvit.budget import Budget, BudgetError
 from qvit.cli import main
 from qvit.data import open_eval
 from qvit.digits import open_digits
 from qvit.evaluate import evaluate
+from qvit.freeze import FreezeError
 from qvit.pipeline import load, read_result, run_recipe
 from qvit.quantizer import named_quantizers
 from qvit.recipe import RecipeError, load_recipe, recipe_from_values
@@ -184,12 +186,43 @@ def test_not_empty_is_refused_and_resume_keeps_what_is_finished(
     assert (run / "result.json").read_bytes() == before
 
 
+def test_a_finished_run_is_not_passed_off_as_another_recipe(done: tuple[Path, Path]) -> None:
+    path, run = done
+    with pytest.raises(
+        RecipeError, match=r"uniform3 was started with another recipe, which differs in fit.epochs; resume"
+    ):
+        run_recipe(load_recipe(path, ["fit.epochs=3"]), run, resume=True, quiet=True)
+    with pytest.raises(RecipeError, match=r"float was started with another recipe, which differs in fit.epochs;"):
+        run_recipe(load_recipe(path, ["train_float.epochs=3"]), run, resume=True, quiet=True)
+
+
+def test_what_freeze_refuses_is_refused_before_training(done: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = load_recipe(done[0], ["quantize.keep_float=['head']"])
+    with pytest.raises(FreezeError, match="head was kept float"):
+        run_recipe(recipe, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_change_of_the_recipe_changes(done: tuple[Path, Path]) -> None:
+    """Workers change no map-style data set but do change a stream; a float row does not read the spec."""
+    row = load_recipe(done[0])
+    floating = dataclasses.replace(row, method="float")
+    stream = dataclasses.replace(row, data=dataclasses.replace(row.data, dataset="wds/"))
+    assert pipeline._is_harmless("data.workers", row)
+    assert not pipeline._is_harmless("data.workers", stream)
+    assert not pipeline._is_harmless("quantize.edge.bits", row)
+    assert pipeline._is_harmless("quantize.edge.bits", floating)
+    assert not pipeline._is_harmless("data.batch_size", floating)
+
+
 def test_resume_with_another_recipe_is_refused(done: tuple[Path, Path]) -> None:
     path, run = done
     (run / "result.json").rename(run / "kept.json")
     try:
         recipe = load_recipe(path, ["fit.epochs=3", "quantize.edge={kind='FixedBits',bits=7}", "budget.gbitops=1"])
-        with pytest.raises(RecipeError, match=r"differs in budget.gbitops, fit.epochs, quantize.edge.bits; resume it"):
+        recipe = dataclasses.replace(recipe, uniform_baseline=0)
+        text = r"differs in budget.gbitops, fit.epochs, quantize.edge.bits, uniform_baseline; resume it"
+        with pytest.raises(RecipeError, match=text):
             run_recipe(recipe, run, resume=True, quiet=True)
         other_workers = load_recipe(path, ["data.workers=1"])
         assert (

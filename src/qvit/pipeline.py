@@ -35,6 +35,7 @@ from .calibrate import calibrate
 from .convert import quantize
 from .cost import cost
 from .data import DataConfig, Splits, open_data, resolve_data
+from .data_streams import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
 from .evaluate import Evaluation, evaluate
 from .fit import FitResult, fit
@@ -42,6 +43,7 @@ from .fit_config import FitConfig
 from .float_model import create_float_model
 from .freeze import freeze
 from .processes import is_main, process_state
+from .quantizer import named_quantizers
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .spec import FixedBits, Spec
@@ -75,15 +77,15 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
 
     A directory that is not empty is refused unless resume is set; with it, what is finished is kept.
 
-    Raises FileExistsError for such a directory, BudgetError or ValueError before any training when the budget cannot be
-    met or is missing, RecipeError when resume meets another recipe.
+    Raises FileExistsError for such a directory; before any training BudgetError or ValueError when the budget cannot be
+    met or is missing, and FreezeError when the result could not be frozen; RecipeError when resume meets another recipe.
     """
     if is_main() and not resume and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another --out, or continue it with --resume")
     context = dataclasses.replace(open_recipe(recipe, quiet), cache=out.parent / "teacher_cache")
     if recipe.method == "float":
         return train_float_row(context, out, recipe.fit, resume)
-    check_budget(quantize(context.model, recipe.quantize, quiet=True), recipe.budget)
+    check_before_training(context)
     if recipe.train_float is not None:
         train_float_row(context, out / "float", recipe.train_float, resume)
     if recipe.uniform_baseline:
@@ -92,6 +94,15 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
         row = dataclasses.replace(recipe, quantize=uniform, budget=None)
         quantized_row(context, out / f"uniform{bits.bits}", row, f"uniform {bits.bits}-bit", resume)
     return quantized_row(context, out, recipe, row_name(recipe.quantize), resume)
+
+
+def check_before_training(context: Context) -> None:
+    """Raise what the budget check of `fit` and `freeze` would raise, before hours of training."""
+    model = quantize(context.model, context.recipe.quantize, quiet=True)
+    check_budget(model, context.recipe.budget)
+    for quantizer in named_quantizers(model).values():
+        quantizer.is_calibrated = True  # with scales of 1: nobody will run this one
+    freeze(model, None, preprocess_of(context.data, context.splits))
 
 
 def row_name(spec: Spec) -> str:
@@ -107,11 +118,12 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
     """Train the context's float model in place and write its run directory."""
     run = Run(folder)
     weights, done = folder / "model.safetensors", folder / "result.json"
+    row = dataclasses.replace(context.recipe, method="float", train_float=None, fit=config, budget=None)
     if done.exists() and weights.exists():
+        _check_recipe(context, run, row)
         tensors, _ = load_tensors(weights)
         context.model.load_state_dict(tensors)
         return json.loads(done.read_text())
-    row = dataclasses.replace(context.recipe, method="float", train_float=None, fit=config, budget=None)
     config = _start(context, run, row)
     result = _fit(context, context.model, run, config, None, resume)
     context.model.eval()
@@ -127,6 +139,7 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     """Quantize, calibrate, fit, freeze and evaluate one row: `row` is the context's recipe with this row's spec."""
     run = Run(folder)
     if (folder / "result.json").exists():
+        _check_recipe(context, run, row)
         return json.loads((folder / "result.json").read_text())
     config = _start(context, run, row)
     model = quantize(context.model, row.quantize, quiet=context.quiet or not is_main())
@@ -170,7 +183,8 @@ def _teacher(context: Context, config: FitConfig) -> nn.Module | Teacher:
     if not config.cache_teacher:
         return context.model
     process = process_state()
-    data = dataclasses.replace(context.data, workers=0, cache_decoded=False, eval_batch_size=1)
+    workers = context.data.workers if context.data.dataset.startswith(STREAMS) else 0  # only there they move the order
+    data = dataclasses.replace(context.data, workers=workers, cache_decoded=False, eval_batch_size=1)
     key = {
         "data": to_values(data),
         "seed": config.seed,
@@ -249,7 +263,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-SPEED_ONLY = (("data", "workers"), ("data", "cache_decoded"), ("fit", "tensorboard"), ("fit", "checkpoint_every"))
+SPEED_ONLY = ("data.cache_decoded", "fit.tensorboard", "fit.checkpoint_every")
+NOT_OF_FLOAT_ROWS = ("quantize", "budget", "calibration", "uniform_baseline")
+
+
+def _is_harmless(key: str, row: Recipe) -> bool:
+    """A change of this dotted key changes the speed of a row at most."""
+    if key == "data.workers":
+        return not row.data.dataset.startswith(STREAMS)  # their order depends on it
+    return key in SPEED_ONLY or (row.method == "float" and key.partition(".")[0] in NOT_OF_FLOAT_ROWS)
 
 
 def _start(context: Context, run: Run, row: Recipe) -> FitConfig:
@@ -257,16 +279,7 @@ def _start(context: Context, run: Run, row: Recipe) -> FitConfig:
     config = dataclasses.replace(row.fit, seed=row.seed)
     if not is_main():
         return config
-    values = recipe_to_values(dataclasses.replace(row, data=context.data, fit=config))
-    written = run.folder / "recipe.json"
-    if written.exists():
-        changed = sorted(_differences(json.loads(written.read_text()), json.loads(json.dumps(values))))
-        if changed:
-            raise RecipeError(
-                f"{run.folder} was started with another recipe, which differs in {', '.join(changed)}; resume it with the "
-                "same recipe, or choose another --out"
-            )
-    run.write_json("recipe.json", values)
+    run.write_json("recipe.json", _check_recipe(context, run, row))
     run.write_json(
         "provenance.json",
         {
@@ -280,16 +293,31 @@ def _start(context: Context, run: Run, row: Recipe) -> FitConfig:
     return config
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], where: tuple[str, ...] = ()) -> set[str]:
-    """Dotted keys whose values differ, apart from those that change the speed and nothing else."""
+def _check_recipe(context: Context, run: Run, row: Recipe) -> dict[str, Any]:
+    """The values of a resolved row. Raises RecipeError when the directory, finished or not, was made of others."""
+    config = dataclasses.replace(row.fit, seed=row.seed)
+    values = recipe_to_values(dataclasses.replace(row, data=context.data, fit=config))
+    written = run.folder / "recipe.json"
+    if written.exists():
+        different = _differences(json.loads(written.read_text()), json.loads(json.dumps(values)))
+        changed = sorted(key for key in different if not _is_harmless(key, row))
+        if changed:
+            raise RecipeError(
+                f"{run.folder} was started with another recipe, which differs in {', '.join(changed)}; resume it with the "
+                "same recipe, or choose another --out"
+            )
+    return values
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> set[str]:
+    """Dotted keys whose values differ."""
     found: set[str] = set()
     for key in old.keys() | new.keys():
-        place = (*where, key)
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found |= _differences(before, after, place)
-        elif before != after and place not in SPEED_ONLY:
-            found.add(".".join(place))
+            found |= _differences(before, after, f"{where}{key}.")
+        elif before != after:
+            found.add(f"{where}{key}")
     return found
 
 
