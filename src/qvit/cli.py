@@ -22,6 +22,7 @@ import qvit_runtime
 from .convert import quantize
 from .cost import cost
 from .data import DataConfig, open_eval, resolve_data
+from .data_sources import holds_images
 from .dry_run import dry_run
 from .evaluate import evaluate
 from .float_model import create_float_model
@@ -52,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         result = arguments.verb(arguments)
+        if arguments.json and is_main():
+            _write_json(arguments.json, result)
     except EXPECTED as error:
         print(f"qvit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    if arguments.json and is_main():
-        _write_json(arguments.json, result)
     return 0
 
 
@@ -80,9 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("what", help="run directory, .qvit file, recipe (its float model), or timm model name")
     evaluation.add_argument(
         "--data",
-        help="image folder, timm data set name such as hfds/FOLDER, or digits; a run and a recipe have their own",
+        help="folder of class folders, flat folder of images without labels (for --reference), timm data set name such "
+        "as hfds/FOLDER, or digits; a run and a recipe have their own",
     )
-    evaluation.add_argument("--split", help="default: validation, or with a run's own data its evaluation split")
+    evaluation.add_argument(
+        "--split", help="default: validation, or with a run's own data its evaluation split; '' is the folder itself"
+    )
     evaluation.add_argument("--checkpoint", default="", help="float weights for a timm model name")
     evaluation.add_argument("--num-classes", type=int, default=0)
     evaluation.add_argument("--reference", help="compare predictions with this (run, .qvit or timm model name)")
@@ -118,7 +122,8 @@ def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     result = run_recipe(recipe, out, arguments.resume)
     if not is_main():
         return result
-    rows = [read_result(folder) for folder in (out / "float", *sorted(out.glob("uniform*"))) if folder.is_dir()]
+    folders = (out / "float", *sorted(out.glob("uniform*")))
+    rows = [read_result(folder) for folder in folders if (folder / "result.json").exists()]
     _say(arguments, "", results_table([*rows, result]), "")
     _say(
         arguments, f"wrote {out / 'result.json'}" + (f" and {out / result['artifact']}" if "artifact" in result else "")
@@ -209,15 +214,15 @@ def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | q
 
 
 def _data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
+    split = arguments.split
     if not arguments.data:
-        return dataclasses.replace(base, eval_split=arguments.split or base.eval_split)
-    named = arguments.data == "digits" or arguments.data.partition("/")[0] in ("hfds", "hfids", "wds")
-    return dataclasses.replace(
-        base,
-        dataset=arguments.data if named else "folder",
-        root=base.root if named else arguments.data,
-        eval_split=arguments.split or "validation",
-    )
+        return base if split is None else dataclasses.replace(base, eval_split=split)
+    split = "validation" if split is None else split
+    if arguments.data == "digits" or arguments.data.partition("/")[0] in ("hfds", "hfids", "wds"):
+        return dataclasses.replace(base, dataset=arguments.data, eval_split=split)
+    if holds_images(arguments.data):  # no class folders: no labels
+        return dataclasses.replace(base, dataset="images", root=arguments.data, eval_split="")
+    return dataclasses.replace(base, dataset="folder", root=arguments.data, eval_split=split)
 
 
 def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -220,6 +220,12 @@ def find_split_folder(root: str, split: str) -> Path:
     )
 
 
+def holds_images(folder: str | Path) -> bool:
+    """Images lie in the folder itself, not in sub-folders."""
+    types = get_img_extensions(as_set=True)
+    return Path(folder).is_dir() and any(path.suffix.lower() in types for path in Path(folder).iterdir())
+
+
 def existing_folder(folder: str | Path) -> Path:
     """`folder` as a Path, or a DataError that says it is missing."""
     path = Path(folder)
