@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from qvit import progress
@@ -12,7 +14,7 @@ from toy_training import QUICK, toy_run
 def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     shown = Progress(10, 0, quiet=True)
     shown.say("a")
-    shown.show(10, 1.0, {"loss": 1.0})
+    shown.show(10, {"loss": 1.0})
     from qvit.fit_config import FitConfig
 
     toy_run(FitConfig(epochs=0.5, log_every=1, allocation=QUICK))
@@ -24,11 +26,11 @@ def test_the_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     clock = iter([1000.0, 1025.0, 1025.0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
     shown = Progress(300, 100, quiet=False)
-    shown.images = 6400
-    shown.show(150, 1.5, {"loss": 1.23456, "gbitops": 0.5, "note": "text"})
+    shown.images, shown.top1 = 6400, 98.7
+    shown.show(150, {"loss": 1.23456, "gradient_norm": 2.0, "gbitops": 0.5})
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.rstrip() == "step 150/300  epoch 1.50  loss 1.235  gbitops 0.5  256 img/s  0:01:15 left"
+    assert err.rstrip() == "step 150/300  0:01:15 left  256 img/s  loss 1.235  top-1 98.7  GBitOPs 0.5"
 
 
 def test_elsewhere_than_on_a_terminal_lines_are_rare(
@@ -39,7 +41,21 @@ def test_elsewhere_than_on_a_terminal_lines_are_rare(
     shown = Progress(1000, 0, quiet=False)
     for step in range(1, 31):
         now[0] += 1
-        shown.show(step, 0.0, {})
+        shown.show(step, {})
     assert capsys.readouterr().err.count("\n") == 3
-    shown.show(1000, 1.0, {})
+    shown.show(1000, {})
     assert "step 1000/1000" in capsys.readouterr().err
+
+
+def test_on_a_terminal_the_line_is_rewritten_and_never_wraps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = Progress(10, 0, quiet=False)
+    shown.live = True
+    shown.show(5, {"loss": 1.0, "gbitops": 1.0, "weight_bits": 3.0, "activation_bits": 4.0})
+    assert re.fullmatch(r"step 5/10  \d:\d\d:\d\d left .{15}\r", capsys.readouterr().err)
+    shown.say("short")
+    assert capsys.readouterr().err == "short".ljust(39) + "\n"
+    shown.show(10, {"loss": 1.0, "gbitops": 1.0, "weight_bits": 3.0, "activation_bits": 4.0})
+    assert capsys.readouterr().err.endswith("A bits 4\n")

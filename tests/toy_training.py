@@ -73,14 +73,16 @@ def toy_data(seed: int = 0, workers: int = 0, **changes: object) -> ToyData:
 
 def toy_model(spec: Spec | None = None, **kwargs: object) -> nn.Module:
     """A toy ViT of one block with dropout and drop path, quantized (head-wise learned bits) and calibrated on toy data."""
-    model = quantize(vit(**{"depth": 1, "drop_path_rate": 0.1, "proj_drop_rate": 0.1, **kwargs}), spec or Spec())
+    model = quantize(
+        vit(**{"depth": 1, "drop_path_rate": 0.1, "proj_drop_rate": 0.1, **kwargs}), spec or Spec(), quiet=True
+    )
     calibrate(model, [images for images, _ in toy_data().eval])
     return model
 
 
 def three_bits() -> Budget:
     """What a uniform 3-bit toy model of one block costs."""
-    return Budget(gbitops=cost(quantize(vit(depth=1), uniform(3))).gbitops)
+    return Budget(gbitops=cost(quantize(vit(depth=1), uniform(3), quiet=True)).gbitops)
 
 
 def toy_run(

@@ -358,7 +358,7 @@ class _Trainer:
                 "activation_bits": summary.average_activation_bits,
             }
         self._log(step, {**record, "learning_rate": self.optimizer.param_groups[0]["lr"]})
-        self.progress.show(step, step / self.steps_per_epoch, record)
+        self.progress.show(step, record)
 
     def _evaluates(self, epoch: int) -> bool:
         every = self.config.evaluate_every
@@ -382,6 +382,7 @@ class _Trainer:
         assert self.evaluation is not None
         top1 = evaluate(self.state.averaged_model(), self.evaluation).top1
         self._log(step, {"top1": top1})
+        self.progress.top1 = top1
         if top1 is not None:
             self.progress.say(f"step {step}: top-1 {top1:.2f} %")
         return top1

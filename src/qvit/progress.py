@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any
 
+SHOWN = {
+    "loss": "loss",
+    "top1": "top-1",
+    "gbitops": "GBitOPs",
+    "weight_bits": "W bits",
+    "activation_bits": "A bits",
+}
+
 
 class Progress:
-    """Counts images and time of this process; `show` prints the line."""
+    """Counts images and time of this process; `show` prints the line. `top1` is the newest one, None before the first."""
 
     def __init__(self, total_steps: int, first_step: int, quiet: bool) -> None:
         self.total, self.first, self.quiet = total_steps, first_step, quiet
         self.started = time.perf_counter()
         self.images = 0
+        self.top1: float | None = None
         self.live = sys.stderr.isatty()
         self.last_print = 0.0
 
@@ -21,8 +31,8 @@ class Progress:
         """Since this process started training."""
         return self.images / max(time.perf_counter() - self.started, 1e-9)
 
-    def show(self, step: int, epoch: float, record: dict[str, Any]) -> None:
-        """Print step, epoch, the numbers in `record`, speed and the time that is left."""
+    def show(self, step: int, record: dict[str, Any]) -> None:
+        """Print the step, the time that is left, the speed and the numbers of SHOWN that are in `record`."""
         if self.quiet:
             return
         now = time.perf_counter()
@@ -31,15 +41,26 @@ class Progress:
         self.last_print = now
         done = max(step - self.first, 1)
         left = (now - self.started) / done * (self.total - step)
-        numbers = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float))
-        line = f"step {step}/{self.total}  epoch {epoch:.2f}  {numbers}  {self.images_per_second():.0f} img/s  {_clock(left)} left"
-        end = "\r" if self.live and step < self.total else "\n"
-        print(line.ljust(118), end=end, file=sys.stderr, flush=True)
+        known = record if self.top1 is None else {**record, "top1": self.top1}
+        numbers = [f"{label} {known[key]:.4g}" for key, label in SHOWN.items() if key in known]
+        parts = [f"step {step}/{self.total}", f"{_clock(left)} left", f"{self.images_per_second():.0f} img/s", *numbers]
+        rewritten = self.live and step < self.total
+        line = "  ".join(parts).ljust(self.width)[: self.width] if rewritten else self._wiped("  ".join(parts))
+        print(line, end="\r" if rewritten else "\n", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """A line that stays."""
         if not self.quiet:
-            print(text.ljust(118) if self.live else text, file=sys.stderr, flush=True)
+            print(self._wiped(text), file=sys.stderr, flush=True)
+
+    def _wiped(self, text: str) -> str:
+        """On a terminal long enough to cover the line that is rewritten in place."""
+        return text.ljust(self.width) if self.live else text
+
+    @property
+    def width(self) -> int:
+        """Of a line that does not wrap: one that does cannot be rewritten."""
+        return shutil.get_terminal_size().columns - 1
 
 
 def _clock(seconds: float) -> str:
