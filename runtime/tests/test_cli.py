@@ -118,6 +118,17 @@ def test_a_bad_model_is_named(tmp_path, verb, content, message, capsys):
     assert captured.out == ""
 
 
+def test_an_engine_that_cannot_start_is_one_line(model, photos, monkeypatch, capsys):
+    monkeypatch.setenv("QVIT_CPU", "abacus")
+    assert main(["predict", model, str(photos / "a.png")]) == 2
+    assert "kernel path 'abacus' is unknown; QVIT_CPU takes one of: " in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "qvit_runtime._native", None)
+    assert main(["bench", model]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("qvit-runtime: the native engine of qvit_runtime is not built")
+    assert error.count("\n") == 1
+
+
 def test_json_that_cannot_be_written_is_an_error(model, tmp_path, capsys):
     assert main(["inspect", model, "--json", str(tmp_path / "no" / "where.json")]) == 2
     assert "No such file" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any, TextIO
 
 from . import program as p
-from .artifact import ArtifactError, load
+from .artifact import load
 from .bench import by_name, measure, random_images, step_times
 from .engine import Engine
 from .inspection import describe
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")  # Pillow's remarks about odd files; what matters is an error
     try:
         return int(options.command(options))
-    except (ArtifactError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:  # a bad file, no native engine, an unknown QVIT_CPU
         say(f"qvit-runtime: {error}", sys.stderr)
         return NOTHING_DONE
 

@@ -71,7 +71,7 @@ class Engine:
 
     @property
     def path(self) -> str:
-        """The kernel path in use: "avx2" or "scalar"."""
+        """The kernel path in use, one of `kernel_paths`."""
         return self._runner.path
 
     @property
