@@ -162,3 +162,19 @@ def test_published_moves_all_bits_in_step() -> None:
     fallen = 5.0 - bits.mean()
     assert fallen > 0.4
     assert bits.max() - bits.min() < 0.15 * fallen, bits
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "text"),
+    [
+        (Lagrangian, {"every": 0}, r"Lagrangian.every is 0; it must be positive"),
+        (Lagrangian, {"rate": 0.0}, r"Lagrangian.rate is 0.0; it must be positive"),
+        (Lagrangian, {"warm_up": -1}, r"Lagrangian.warm_up is -1; it must not be negative"),
+        (Lagrangian, {"decay": 1.0}, r"Lagrangian.decay is 1.0; it must lie in \[0, 1\)"),
+        (Published, {"weight": -1.0}, r"Published.weight is -1.0; it must be positive"),
+        (Published, {"learning_rate": 0.0}, r"Published.learning_rate is 0.0; it must be positive"),
+    ],
+)
+def test_settings_are_checked(kind: type, change: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        kind(**change)

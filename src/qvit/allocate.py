@@ -57,6 +57,15 @@ class Lagrangian:
     warm_up: int = 16
     decay: float = 0.9
 
+    def __post_init__(self) -> None:
+        for name in ("rate", "largest", "every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Lagrangian.{name} is {getattr(self, name)}; it must be positive")
+        if self.warm_up < 0:
+            raise ValueError(f"Lagrangian.warm_up is {self.warm_up}; it must not be negative")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"Lagrangian.decay is {self.decay}; it must lie in [0, 1)")
+
 
 @dataclass(frozen=True)
 class Published:
@@ -68,6 +77,12 @@ class Published:
 
     weight: float = 10.0
     learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"Published.{name} is {value}; it must be positive")
 
 
 Allocation = Lagrangian | Published

@@ -127,7 +127,7 @@ class Quantizer(nn.Module):
         return None if self.offset is None else self.pick(self.offset, widths)
 
     def gradient_factor(self, x: Tensor, qmax: Tensor) -> Tensor:
-        """LSQ's g per scale group, from the elements of one image."""
+        """LSQ's g per scale group, from the elements of one row of the batch: an image, or a window of Swin's attention."""
         elements = x[0].numel() if self.batched else x.numel()
         return (elements / self.scale_groups * qmax).rsqrt()
 
