@@ -203,6 +203,16 @@ def test_what_freeze_refuses_is_refused_before_training(done: tuple[Path, Path],
     assert not (tmp_path / "run").exists()
 
 
+def test_class_names_are_stored_where_every_output_has_one(done: tuple[Path, Path]) -> None:
+    """A model of 1,000 classes may see folders of ten: names of the first ten would be wrong, and saving refuses them."""
+    context = pipeline.open_recipe(load_recipe(done[0]), quiet=True)
+    assert pipeline.preprocess_of(context.data, context.splits).labels == tuple("0123456789")
+    more = dataclasses.replace(context.data, num_classes=1000)
+    assert pipeline.preprocess_of(more, context.splits).labels == ()
+    with pytest.raises(ValueError, match=r"blanks; complete it with qvit.resolve_data\(config, model\) first"):
+        pipeline.preprocess_of(dataclasses.replace(more, crop=None), context.splits)
+
+
 def test_what_a_change_of_the_recipe_changes(done: tuple[Path, Path]) -> None:
     """Workers change no map-style data set but do change a stream; a float row does not read the spec."""
     row = load_recipe(done[0])

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import qvit_runtime
+
 from .budget import check_budget, reachable
 from .calibrate import calibrate
 from .convert import quantize
@@ -95,4 +97,5 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
     yield f"training: {min(steps, result.steps)} of {result.steps} steps done"
     if recipe.method == "qvit":
         program = freeze(model.eval(), budget, preprocess_of(context.data, context.splits), recipe.model.name)
+        qvit_runtime.check(program)
         yield f"freeze: {len(program.ops)} operations"

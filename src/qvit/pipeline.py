@@ -97,12 +97,12 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
 
 
 def check_before_training(context: Context) -> None:
-    """Raise what the budget check of `fit` and `freeze` would raise, before hours of training."""
+    """Raise what the budget check of `fit`, `freeze` and saving would raise, before hours of training."""
     model = quantize(context.model, context.recipe.quantize, quiet=True)
     check_budget(model, context.recipe.budget)
     for quantizer in named_quantizers(model).values():
         quantizer.is_calibrated = True  # with scales of 1: nobody will run this one
-    freeze(model, None, preprocess_of(context.data, context.splits))
+    qvit_runtime.check(freeze(model, None, preprocess_of(context.data, context.splits)))
 
 
 def row_name(spec: Spec) -> str:
@@ -209,7 +209,8 @@ def calibration_batches(recipe: Recipe, data: DataConfig) -> int:
 
 
 def preprocess_of(data: DataConfig, splits: Splits | None) -> Preprocess:
-    """The evaluation transform of a resolved data config, for the artifact."""
+    """The evaluation transform of a resolved data config, for the artifact; class names where every output has one."""
+    names = splits.class_names if splits is not None else ()
     if not (data.image_size and data.mean and data.std and data.crop and data.interpolation and data.crop_mode):
         raise ValueError("the data config has blanks; complete it with qvit.resolve_data(config, model) first")
     return Preprocess(
@@ -219,7 +220,7 @@ def preprocess_of(data: DataConfig, splits: Splits | None) -> Preprocess:
         interpolation=data.interpolation,
         mean=data.mean,
         std=data.std,
-        labels=splits.class_names if splits is not None else (),
+        labels=names if len(names) == data.num_classes else (),
     )
 
 
