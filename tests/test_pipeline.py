@@ -16,7 +16,7 @@ import qvit_runtime
 from qvit import pipeline
 from qvit.budget import Budget, BudgetError
 from qvit.cli import main
-from qvit.data import open_eval
+from qvit.data import DataConfig, open_eval
 from qvit.digits import open_digits
 from qvit.evaluate import evaluate
 from qvit.freeze import FreezeError
@@ -248,10 +248,15 @@ def test_resume_with_another_recipe_is_refused(done: tuple[Path, Path]) -> None:
     [
         ({"budget": Budget(gbitops=1e-9)}, BudgetError, "a budget of 1e-09 gbitops cannot be met"),
         ({"budget": None}, ValueError, r"needs a budget: .* or \[budget\] in the recipe"),
+        (
+            {"data": DataConfig(dataset="images", root=".")},
+            RecipeError,
+            "'images' has no labels to train on; use 'folder'",
+        ),
     ],
-    ids=["impossible", "missing"],
+    ids=["impossible", "missing", "labels"],
 )
-def test_budgets_are_checked_before_the_float_row_trains(
+def test_a_recipe_is_checked_before_the_float_row_trains(
     changes: dict, error: type[Exception], text: str, done: tuple[Path, Path], tmp_path: Path
 ) -> None:
     recipe = dataclasses.replace(load_recipe(done[0]), **changes)

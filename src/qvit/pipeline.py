@@ -82,6 +82,8 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
     """
     if is_main() and not resume and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another --out, or continue it with --resume")
+    if recipe.data.dataset == "images":
+        raise RecipeError("data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class")
     context = dataclasses.replace(open_recipe(recipe, quiet), cache=out.parent / "teacher_cache")
     if recipe.method == "float":
         return train_float_row(context, out, recipe.fit, resume)
