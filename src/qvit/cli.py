@@ -66,13 +66,19 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     run = verbs.add_parser("run", help="run a recipe: quantize, calibrate, train, freeze, evaluate")
-    run.add_argument("recipe", type=Path)
-    run.add_argument("--out", type=Path, help="run directory (default: runs/NAME of the recipe)")
+    run.add_argument("recipe", type=Path, help="a TOML file of values; recipes/ has examples")
+    run.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the recipe)")
     run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field, e.g. fit.epochs=3"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a field, e.g. fit.epochs=3; may be repeated",
     )
-    run.add_argument("--checkpoint", help="your own float weights: .safetensors, or a weights-only .pth")
-    run.add_argument("--num-classes", type=int, help="size of the classifier of those weights")
+    run.add_argument(
+        "--checkpoint", metavar="FILE", help="your own float weights: .safetensors, or a weights-only .pth"
+    )
+    run.add_argument("--num-classes", type=int, metavar="N", help="size of the classifier of those weights")
     run.add_argument("--resume", action="store_true", help="continue an interrupted run in --out")
     run.add_argument("--dry-run", action="store_true", help="check model, data pipeline and budget, make two steps")
     run.set_defaults(verb=run_verb)
@@ -87,16 +93,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument(
         "--split", help="default: validation, or with a run's own data its evaluation split; '' is the folder itself"
     )
-    evaluation.add_argument("--checkpoint", default="", help="float weights for a timm model name")
-    evaluation.add_argument("--num-classes", type=int, default=0)
+    evaluation.add_argument("--checkpoint", default="", metavar="FILE", help="float weights for a timm model name")
+    evaluation.add_argument("--num-classes", type=int, default=0, metavar="N", help="size of the classifier of those")
     evaluation.add_argument("--reference", help="compare predictions with this (run, .qvit or timm model name)")
-    evaluation.add_argument("--max-images", type=int)
+    evaluation.add_argument(
+        "--max-images", type=int, metavar="N", help="a fixed random choice of so many; default: all"
+    )
     evaluation.set_defaults(verb=eval_verb)
 
     price = verbs.add_parser("cost", help="BitOPs, average bits and KiB of a model")
     price.add_argument("model", help="timm model name, or a run directory")
-    price.add_argument("--weight-bits", type=int, default=4)
-    price.add_argument("--activation-bits", type=int, default=4)
+    bits_help = "of a timm model, 2 to 8 (default: %(default)s); a run has its own"
+    price.add_argument("--weight-bits", type=int, default=4, metavar="N", help=bits_help)
+    price.add_argument("--activation-bits", type=int, default=4, metavar="N", help=bits_help)
     price.add_argument("--placement", action="store_true", help="also print where every bit and float op sits")
     price.set_defaults(verb=cost_verb)
 
