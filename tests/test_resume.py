@@ -6,6 +6,7 @@ drop path, distillation, gradient accumulation and the moving average are on.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,16 @@ def test_published_resumes_too(tmp_path: Path) -> None:
     go(tmp_path / "parts", allocation, max_steps=4, evaluation=None)
     go(tmp_path / "parts", allocation, max_steps=6, resume=True, evaluation=None)
     model, _ = go(tmp_path / "parts", allocation, resume=True, evaluation=None)
+    assert same_state(model, expected) == []
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "sgd", "lion"])
+def test_optimizers_of_other_states_resume_too(optimizer: str, tmp_path: Path) -> None:
+    """LAMB counts its steps in a tensor of its parameter groups."""
+    short = FitConfig(epochs=0.5, optimizer=optimizer, learning_rate=1e-4, allocation=QUICK)
+    expected, _ = toy_run(short, evaluation=None)
+    toy_run(replace(short, checkpoint_every=1), tmp_path, evaluation=None, max_steps=2)
+    model, _ = toy_run(short, tmp_path, evaluation=None, resume=True)
     assert same_state(model, expected) == []
 
 

@@ -5,9 +5,10 @@ Layout of the tensors in a checkpoint file (`runs`):
     model.NAME              state_dict of the module, bits, widths, lock and scales included
     average.NAME            the same of the moving average, from the lock on
     optimizer.I.KEY         state KEY of the I-th parameter (exp_avg, exp_avg_sq, step)
+    group.I.KEY             setting KEY of the I-th parameter group where that is a tensor (LAMB counts its steps there)
     sensitivity.NAME        running tables of learned bits
 
-and in its JSON the optimizer's group settings. Random states are not there: they are functions of (seed, step).
+and in its JSON the optimizer's other group settings. Random states are not there: they are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from .runs import CheckpointError, Run, load_tensors
 from .sensitivity import Sensitivity
+
+KINDS = ("model", "average", "optimizer", "group", "sensitivity")
 
 
 class TrainingState:
@@ -60,7 +63,11 @@ class TrainingState:
         state = self.optimizer.state_dict()
         for index, values in state["state"].items():
             packed |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
-        return packed, {"groups": state["param_groups"], "averaged": self.ema is not None}
+        groups = []
+        for index, group in enumerate(state["param_groups"]):
+            packed |= {f"group.{index}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
+            groups.append({key: value for key, value in group.items() if not isinstance(value, Tensor)})
+        return packed, {"groups": groups, "averaged": self.ema is not None}
 
     def save(self, run: Run | None, step: int, accelerator: Accelerator) -> None:
         """Write a checkpoint (main process only)."""
@@ -91,7 +98,7 @@ class TrainingState:
         return int(state["step"])
 
     def _load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "sensitivity": {}}
+        parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
             parts[kind][rest] = value
@@ -105,7 +112,11 @@ class TrainingState:
         for name, value in parts["optimizer"].items():
             index, _, key = name.partition(".")
             per_parameter.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({"state": per_parameter, "param_groups": state["groups"]})
+        groups = [dict(group) for group in state["groups"]]
+        for name, value in parts["group"].items():
+            index, _, key = name.partition(".")
+            groups[int(index)][key] = value
+        self.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
 
 
 @torch.no_grad()
