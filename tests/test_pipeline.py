@@ -239,6 +239,9 @@ def test_resume_with_another_recipe_is_refused(done: tuple[Path, Path]) -> None:
             run_recipe(other_workers, run, resume=True, quiet=True)["top1"]
             == json.loads((run / "kept.json").read_text())["top1"]
         )
+        provenance = json.loads((run / "provenance.json").read_text())
+        assert len(provenance["resumed"]) == 1
+        assert provenance["resumed"][0]["started"] >= provenance["started"]
     finally:
         (run / "kept.json").replace(run / "result.json")
 

@@ -283,16 +283,18 @@ def _start(context: Context, run: Run, row: Recipe) -> FitConfig:
     if not is_main():
         return config
     run.write_json("recipe.json", _check_recipe(context, run, row))
-    run.write_json(
-        "provenance.json",
-        {
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "seed": row.seed,
-            "versions": versions(),
-            "threads": torch.get_num_threads(),
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        },
-    )
+    start = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": row.seed,
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    provenance = run.folder / "provenance.json"
+    if provenance.exists():  # a resume: how the run began stays known
+        first = json.loads(provenance.read_text())
+        start = {**first, "resumed": [*first.get("resumed", []), start]}
+    run.write_json(provenance.name, start)
     return config
 
 
