@@ -16,7 +16,7 @@ $(STAMP): constraints.txt pyproject.toml runtime/pyproject.toml $(NATIVE)
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/qvit run recipes/demo.toml --out runs/demo
+	$(BIN)/qvit run recipes/demo.toml --out runs/demo --resume
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
