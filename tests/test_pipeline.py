@@ -129,6 +129,9 @@ def test_result_has_what_the_world_reads(done: tuple[Path, Path]) -> None:
     assert isinstance(result["bits"]["blocks.0.mlp.fc1.weight"], int)
     assert {"torch", "timm", "qvit", "python"} <= result["versions"].keys()
     assert result["agreement_frozen"] > 95
+    floating = read_result(run / "float")
+    assert floating.keys() >= FIELDS
+    assert (floating["method"], floating["gbitops"], floating["artifact"]) == ("float", None, None)
     uniform = read_result(run / "uniform3")
     assert uniform["method"] == "uniform 3-bit"
     assert uniform["gbitops"] == pytest.approx(UNIFORM3)
@@ -368,6 +371,18 @@ def test_user_errors_are_one_line_and_exit_code_2(
     assert out == "" or "--json" in arguments  # there the work was done
     assert err.count("\n") == 1
     assert re.match(text, err), err
+
+
+def test_run_of_a_float_recipe(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The same verb trains a float model; what to do next is not to inspect an artifact."""
+    recipe, out = done[0].with_name("only_float.toml"), done[0].with_name("only_float")
+    recipe.write_text('method = "float"\n' + done[0].read_text())
+    assert (
+        main(["run", str(recipe), "--set", "fit.epochs=0.2", "--set", "fit.distillation=0.0", "--out", str(out)]) == 0
+    )
+    assert f"wrote {out / 'result.json'}\nnext: qvit eval {out}\n" in capsys.readouterr().out
+    assert main(["eval", str(out)]) == 0
+    assert "top1 " in capsys.readouterr().out
 
 
 def test_dry_run_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

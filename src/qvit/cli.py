@@ -134,11 +134,11 @@ def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     folders = (out / "float", *sorted(out.glob("uniform*")))
     rows = [read_result(folder) for folder in folders if (folder / "result.json").exists()]
     _say(arguments, "", results_table([*rows, result]), "")
-    _say(
-        arguments, f"wrote {out / 'result.json'}" + (f" and {out / result['artifact']}" if "artifact" in result else "")
-    )
-    if "artifact" in result:
+    _say(arguments, f"wrote {out / 'result.json'}" + (f" and {out / result['artifact']}" if result["artifact"] else ""))
+    if result["artifact"]:
         _say(arguments, f"next: qvit-runtime inspect {out / result['artifact']}")
+    else:
+        _say(arguments, f"next: qvit eval {out}")
     return result
 
 

@@ -38,6 +38,7 @@ from .data import DataConfig, Splits, open_data, resolve_data
 from .data_streams import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
 from .evaluate import Evaluation, evaluate
+from .exact import in_float64
 from .fit import FitResult, fit
 from .fit_config import FitConfig
 from .float_model import create_float_model
@@ -50,6 +51,14 @@ from .spec import FixedBits, Spec
 from .values import to_values
 
 SCHEMA = 1
+NOT_QUANTIZED: dict[str, Any] = {  # of a float row: every result.json has the same fields
+    "gbitops": None,
+    "budget_gbitops": None,
+    "average_weight_bits": None,
+    "average_activation_bits": None,
+    "bits": {},
+    "artifact": None,
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,12 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
     if not is_main():
         return {}
     _save_model(context.model, run, row)
-    record = {**_common(context, "float", config, result), "top1": result.top1, "top1_float": result.top1}
+    record = {
+        **_common(context, "float", config, result),
+        **NOT_QUANTIZED,
+        "top1": result.top1,
+        "top1_float": result.top1,
+    }
     run.write_json("result.json", record)
     return record
 
@@ -153,8 +167,9 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     _save_model(model, run, row)
     program = freeze(model, row.budget, preprocess_of(context.data, context.splits), row.model.name, {"row": name})
     qvit_runtime.save(program, folder / "model.qvit")
-    fake = evaluate(model, context.splits.eval)
-    frozen = evaluate(program, context.splits.eval, model)
+    exact = in_float64(model)
+    fake = evaluate(exact, context.splits.eval)
+    frozen = evaluate(program, context.splits.eval, exact)
     reference = evaluate(context.model, context.splits.eval)
     record = _common(context, name, config, result) | _outcome(model, fake, frozen, reference, row)
     record["artifact_kib"] = (folder / "model.qvit").stat().st_size / 1024
