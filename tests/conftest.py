@@ -1,5 +1,17 @@
 """One thread for torch: sums come out the same on every machine, and runs side by side do not fight for cores."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(recipe, run directory) of a finished run through the command line: see `toy_pipeline`."""
+    pytest.importorskip("mlxtend")
+    from toy_pipeline import make_run
+
+    return make_run(tmp_path_factory.mktemp("pipeline"))

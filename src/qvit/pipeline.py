@@ -15,11 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-import sys
-import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +40,7 @@ from .fit_config import FitConfig
 from .float_model import create_float_model
 from .freeze import freeze
 from .processes import is_main, process_state
+from .provenance import begin, check_recipe, versions
 from .quantizer import named_quantizers
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
@@ -131,11 +128,11 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
     weights, done = folder / "model.safetensors", folder / "result.json"
     row = dataclasses.replace(context.recipe, method="float", train_float=None, fit=config, budget=None)
     if done.exists() and weights.exists():
-        _check_recipe(context, run, row)
+        check_recipe(run, _resolved(context, row))
         tensors, _ = load_tensors(weights)
         context.model.load_state_dict(tensors)
         return json.loads(done.read_text())
-    config = _start(context, run, row)
+    config = _begin(context, run, row)
     result = _fit(context, context.model, run, config, None, resume)
     context.model.eval()
     if not is_main():
@@ -155,9 +152,9 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     """Quantize, calibrate, fit, freeze and evaluate one row: `row` is the context's recipe with this row's spec."""
     run = Run(folder)
     if (folder / "result.json").exists():
-        _check_recipe(context, run, row)
+        check_recipe(run, _resolved(context, row))
         return json.loads((folder / "result.json").read_text())
-    config = _start(context, run, row)
+    config = _begin(context, run, row)
     model = quantize(context.model, row.quantize, quiet=context.quiet or not is_main())
     calibrate(model, context.splits.calibration, calibration_batches(row, context.data))
     result = _fit(context, model, run, config, row.budget, resume)
@@ -275,70 +272,17 @@ def _outcome(
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    packages = ("qvit", "qvit-runtime", "torch", "timm", "accelerate", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+def _resolved(context: Context, row: Recipe) -> Recipe:
+    """The row with its blanks filled, as it is written beside its results."""
+    return dataclasses.replace(row, data=context.data, fit=dataclasses.replace(row.fit, seed=row.seed))
 
 
-SPEED_ONLY = ("data.cache_decoded", "fit.tensorboard", "fit.checkpoint_every")
-NOT_OF_FLOAT_ROWS = ("quantize", "budget", "calibration", "uniform_baseline")
-
-
-def _is_harmless(key: str, row: Recipe) -> bool:
-    """A change of this dotted key changes the speed of a row at most."""
-    if key == "data.workers":
-        return not row.data.dataset.startswith(STREAMS)  # their order depends on it
-    return key in SPEED_ONLY or (row.method == "float" and key.partition(".")[0] in NOT_OF_FLOAT_ROWS)
-
-
-def _start(context: Context, run: Run, row: Recipe) -> FitConfig:
-    """Write what this row is made of, or check that a directory under way was made of the same; returns its FitConfig."""
-    config = dataclasses.replace(row.fit, seed=row.seed)
-    if not is_main():
-        return config
-    run.write_json("recipe.json", _check_recipe(context, run, row))
-    start = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "seed": row.seed,
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
-    provenance = run.folder / "provenance.json"
-    if provenance.exists():  # a resume: how the run began stays known
-        first = json.loads(provenance.read_text())
-        start = {**first, "resumed": [*first.get("resumed", []), start]}
-    run.write_json(provenance.name, start)
-    return config
-
-
-def _check_recipe(context: Context, run: Run, row: Recipe) -> dict[str, Any]:
-    """The values of a resolved row. Raises RecipeError when the directory, finished or not, was made of others."""
-    config = dataclasses.replace(row.fit, seed=row.seed)
-    values = recipe_to_values(dataclasses.replace(row, data=context.data, fit=config))
-    written = run.folder / "recipe.json"
-    if written.exists():
-        different = _differences(json.loads(written.read_text()), json.loads(json.dumps(values)))
-        changed = sorted(key for key in different if not _is_harmless(key, row))
-        if changed:
-            raise RecipeError(
-                f"{run.folder} was started with another recipe, which differs in {', '.join(changed)}; resume it with the "
-                "same recipe, or choose another --out"
-            )
-    return values
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> set[str]:
-    """Dotted keys whose values differ."""
-    found: set[str] = set()
-    for key in old.keys() | new.keys():
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found |= _differences(before, after, f"{where}{key}.")
-        elif before != after:
-            found.add(f"{where}{key}")
-    return found
+def _begin(context: Context, run: Run, row: Recipe) -> FitConfig:
+    """Write or check what this row is made of; returns its FitConfig."""
+    resolved = _resolved(context, row)
+    if is_main():
+        begin(run, resolved)
+    return resolved.fit
 
 
 def _save_model(model: nn.Module, run: Run, row: Recipe) -> None:

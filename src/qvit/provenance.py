@@ -1,0 +1,81 @@
+"""What a run directory was made of: the resolved recipe and the circumstances, written at the start and checked on a resume.
+
+A directory, finished or not, must not be passed off as the result of another recipe. A resume may change what changes the
+speed and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data_streams import PREFIXES as STREAMS
+from .recipe import Recipe, RecipeError, recipe_to_values
+from .runs import Run
+
+SPEED_ONLY = ("data.cache_decoded", "fit.tensorboard", "fit.checkpoint_every")
+NOT_OF_FLOAT_ROWS = ("quantize", "budget", "calibration", "uniform_baseline")
+
+
+def is_harmless(key: str, row: Recipe) -> bool:
+    """A change of this dotted key changes the speed of a row at most."""
+    if key == "data.workers":
+        return not row.data.dataset.startswith(STREAMS)  # their order depends on it
+    return key in SPEED_ONLY or (row.method == "float" and key.partition(".")[0] in NOT_OF_FLOAT_ROWS)
+
+
+def begin(run: Run, row: Recipe) -> None:
+    """Write recipe.json and provenance.json of a resolved recipe; a resume is added to the latter. Main process only."""
+    check_recipe(run, row)
+    run.write_json("recipe.json", recipe_to_values(row))
+    start = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": row.seed,
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    provenance = run.folder / "provenance.json"
+    if provenance.exists():  # a resume: how the run began stays known
+        first = json.loads(provenance.read_text())
+        start = {**first, "resumed": [*first.get("resumed", []), start]}
+    run.write_json(provenance.name, start)
+
+
+def check_recipe(run: Run, row: Recipe) -> None:
+    """Raise RecipeError when the directory, finished or not, was made of another resolved recipe."""
+    written = run.folder / "recipe.json"
+    if not written.exists():
+        return
+    different = _differences(json.loads(written.read_text()), json.loads(json.dumps(recipe_to_values(row))))
+    changed = sorted(key for key in different if not is_harmless(key, row))
+    if changed:
+        raise RecipeError(
+            f"{run.folder} was started with another recipe, which differs in {', '.join(changed)}; resume it with the "
+            "same recipe, or choose another --out"
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> set[str]:
+    """Dotted keys whose values differ."""
+    found: set[str] = set()
+    for key in old.keys() | new.keys():
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= _differences(before, after, f"{where}{key}.")
+        elif before != after:
+            found.add(f"{where}{key}")
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    packages = ("qvit", "qvit-runtime", "torch", "timm", "accelerate", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,124 @@
+"""The command line: one table for everything, prices, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from qvit.cli import main
+from qvit.pipeline import load, read_result
+from toy_pipeline import UNIFORM3
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert main([*arguments, "--json", "-"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("model", "weight", "activation", "expected"),
+    [
+        ("deit_tiny_patch16_224", 4, 4, 21.455),
+        ("deit_tiny_patch16_224", 3, 3, 12.883),
+        pytest.param("deit_small_patch16_224", 4, 4, 76.375, marks=pytest.mark.slow),
+        pytest.param("deit_base_patch16_224", 4, 4, 286.607, marks=pytest.mark.slow),
+    ],
+)
+def test_cost_oracle(
+    model: str, weight: int, activation: int, expected: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json_of(capsys, "cost", model, "--weight-bits", str(weight), "--activation-bits", str(activation))
+    assert round(found["gbitops"], 3) == expected
+
+
+def test_cost_of_a_run(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(capsys, "cost", str(done[1]))
+    assert found["gbitops"] == read_result(done[1])["gbitops"]
+    assert json_of(capsys, "cost", str(done[1] / "uniform3"))["gbitops"] == pytest.approx(UNIFORM3)
+
+
+def test_eval_gives_one_table_for_everything(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, run = done
+    result = read_result(run)
+    table = json_of(capsys, "eval", str(run))
+    assert (table["top1"], table["images"], table["labelled"]) == (result["top1"], 80, 80)
+    data = ["--data", str(recipe.parent / "digits")]
+    artifact = json_of(capsys, "eval", str(run / "model.qvit"), *data, "--reference", str(run))
+    assert artifact["top1"] == result["top1_frozen"]
+    assert artifact["agreement"] == result["agreement_frozen"]
+    changed = recipe.with_name("float.toml")
+    changed.write_text(recipe.read_text().replace("[model]", f'[model]\ncheckpoint = "{run}/float.safetensors"'))
+    save_file(load(run / "float").state_dict(), run / "float.safetensors")
+    float_table = json_of(capsys, "eval", str(changed))
+    assert float_table["top1"] == result["top1_float"] == json_of(capsys, "eval", str(run / "float"))["top1"]
+    assert table.keys() == artifact.keys() == float_table.keys()
+    few = json_of(capsys, "eval", str(run), "--max-images", "16", "--split", "train", *data)
+    assert few["images"] == 16
+
+
+def test_eval_of_images_without_labels(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """A flat folder: agreement with the reference and no top-1; '' is the folder itself where it has class folders."""
+    recipe, run = done
+    folder = recipe.parent / "digits" / "validation"
+    arguments = ["eval", str(run / "model.qvit"), "--reference", str(run)]
+    flat = json_of(capsys, *arguments, "--data", str(folder / "3"))
+    assert (flat["images"], flat["labelled"], flat["top1"]) == (8, 0, None)
+    assert flat["agreement"] > 80
+    classes = json_of(capsys, *arguments, "--data", str(folder), "--split", "")
+    assert (classes["labelled"], classes["top1"]) == (80, read_result(run)["top1_frozen"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run", "none.toml"], r"qvit: there is no recipe none.toml"),
+        (["cost", "vit_tinny"], r"qvit: timm has no model 'vit_tinny'; similar: "),
+        (["cost", "resnet18"], r"qvit: .*ResNet"),
+        (
+            ["cost", "deit_tiny_patch16_224", "--weight-bits", "9"],
+            r"qvit: FixedBits.bits is 9; bit-widths go from 2 to 8",
+        ),
+        (
+            ["eval", "deit_tiny_patch16_224"],
+            r"qvit: deit_tiny_patch16_224 does not say on which images to evaluate; give --",
+        ),
+        (["eval", "none.qvit", "--data", "digits"], r"qvit: .*none.qvit"),
+        (
+            ["cost", "deit_tiny_patch16_224", "--json", "none/x.json"],
+            r"qvit: .*No such file or directory: 'none/x.json'",
+        ),
+        (["eval", "."], r"qvit: . has no recipe.json, so it is no run directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_user_errors_are_one_line_and_exit_code_2(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" or "--json" in arguments  # there the work was done
+    assert err.count("\n") == 1
+    assert re.match(text, err), err
+
+
+def test_run_of_a_float_recipe(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The same verb trains a float model; what to do next is not to inspect an artifact."""
+    recipe, out = done[0].with_name("only_float.toml"), done[0].with_name("only_float")
+    recipe.write_text('method = "float"\n' + done[0].read_text())
+    assert (
+        main(["run", str(recipe), "--set", "fit.epochs=0.2", "--set", "fit.distillation=0.0", "--out", str(out)]) == 0
+    )
+    assert f"wrote {out / 'result.json'}\nnext: qvit eval {out}\n" in capsys.readouterr().out
+    assert main(["eval", str(out)]) == 0
+    assert "top1 " in capsys.readouterr().out
+
+
+def test_dry_run_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = json_of(capsys, "run", str(done[0]), "--dry-run", "--out", str(tmp_path / "x"))
+    assert found["checked"][-1].startswith("freeze: ")
+    assert not (tmp_path / "x").exists()
