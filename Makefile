@@ -10,6 +10,7 @@ NATIVE := runtime/CMakeLists.txt $(wildcard runtime/native/*.* runtime/native/av
 setup: $(STAMP)
 
 $(STAMP): constraints.txt pyproject.toml runtime/pyproject.toml $(NATIVE)
+	@echo "setting up $(VENV): a few minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch torchvision
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable runtime --editable '.[dev]'
