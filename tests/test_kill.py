@@ -124,7 +124,7 @@ def test_killed_at_random_moments(seed: int, unbroken: tuple[Path, Path, float],
 def test_two_processes_train_what_one_trains(unbroken: tuple[Path, Path, float], tmp_path: Path) -> None:
     """Through torchrun on the CPU: the same batches, so the same accuracy up to rounding; files are written once."""
     recipe, whole, _ = unbroken
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29731"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launch, *command(recipe, tmp_path / "run")[1:]],
         env=environment(),

@@ -88,6 +88,7 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
     """
     if is_main() and not resume and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another --out, or continue it with --resume")
+    process_state().wait_for_everyone()  # or another process would already have made something in there
     if recipe.data.dataset == "images":
         raise RecipeError("data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class")
     context = dataclasses.replace(open_recipe(recipe, quiet), cache=out.parent / "teacher_cache")
