@@ -245,7 +245,7 @@ def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.placement:
         _say(arguments, format_placement(placement(model)), "")
     for key in ("gbitops", "average_weight_bits", "average_activation_bits", "kib"):
-        _say(arguments, f"{key:<24} {summary[key]:.3f}")
+        _say(arguments, f"{key:<24} {summary[key]:.5g}")  # a micro model has thousandths of a GBitOP
     return summary
 
 
