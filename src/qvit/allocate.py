@@ -22,8 +22,8 @@ own, driven by the clipping gradient of the task and by
     weight * max(cost / budget - 1, 0)^2.
 
 The authors' penalty is in squared GBitOPs over the budget; relative to the budget a micro model and a large one feel it
-alike. Measured here and noted in experiments/LOG.md: Adam normalises each bit's gradient and the one-sided penalty has one
-sign everywhere, so in a short run all bits move in step and end uniform.
+alike. Adam normalises each bit's gradient and the one-sided penalty has one sign everywhere, so in a short run all bits move
+in step and end uniform (a test shows it).
 """
 
 from __future__ import annotations
