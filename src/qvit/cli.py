@@ -25,6 +25,7 @@ from .data import DataConfig, open_eval, resolve_data
 from .data_sources import holds_images
 from .dry_run import dry_run
 from .evaluate import evaluate
+from .exact import in_float64
 from .float_model import create_float_model
 from .pipeline import load, read_result, run_recipe
 from .placement import format_placement, placement
@@ -211,7 +212,7 @@ def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | q
         if not (path / "recipe.json").exists():
             raise FileNotFoundError(f"{path} has no recipe.json, so it is no run directory")
         recipe = recipe_from_values(json.loads((path / "recipe.json").read_text()))
-        return load(path), _data_from(arguments, recipe.data)
+        return in_float64(load(path)), _data_from(arguments, recipe.data)
     config = ModelConfig(
         name=what,
         checkpoint=arguments.checkpoint,

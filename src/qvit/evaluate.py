@@ -46,14 +46,14 @@ def classifier_of(model: nn.Module | qvit_runtime.Program) -> Classifier:
     if isinstance(model, qvit_runtime.Program):
         program = model
         return lambda images: torch.from_numpy(qvit_runtime.run(program, images.cpu().numpy()))
-    module, device = model, next(model.parameters()).device
+    module, first = model, next(model.parameters())
 
     @torch.no_grad()
     def classify(images: Tensor) -> Tensor:
         was_training = module.training
         module.eval()
         try:
-            return module(images.to(device)).float().cpu()
+            return module(images.to(first.device, first.dtype)).float().cpu()
         finally:
             module.train(was_training)
 

@@ -132,7 +132,7 @@ class Quantizer(nn.Module):
         return (elements / self.scale_groups * qmax).rsqrt()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized x, same shape. Arithmetic is float32 also under autocast."""
+        """Fake-quantized x, same shape. Arithmetic is float32, also under autocast; a float64 x comes back as float64."""
         if not self.is_calibrated:
             raise UncalibratedError(
                 "this quantizer has no scale yet: run qvit.calibrate(model, loader), or load a calibrated checkpoint"
@@ -143,7 +143,8 @@ class Quantizer(nn.Module):
             factor = self.gradient_factor(x, code_range(widths, self.signed)[1])
         scale, offset = self.scale_at(self.bit_width), self.offset_at(self.bit_width)
         with torch.autocast(x.device.type, enabled=False):
-            return fake_quantize(x.float(), scale, offset, bits, factor, self.axis, self.signed)
+            values = fake_quantize(x.float(), scale, offset, bits, factor, self.axis, self.signed)
+        return values.double() if x.dtype == torch.float64 else values
 
     @torch.no_grad()
     def set_bank(self, scale: Tensor, offset: Tensor | None) -> None:
