@@ -2,8 +2,9 @@
 
     python benchmarks/train_step.py --model deit_tiny_patch16_224 --batch 8 --json -
 
-Both steps are forward, cross entropy, backward and AdamW, in train mode on random images. They take turns in one process,
-so that whatever else the machine does falls on both, and the ratio is that of the medians. Peak memory is the resident
+Steps are forward, cross entropy, backward and AdamW, in train mode on random images. They take turns in one process, so that
+whatever else the machine does falls on all, and the ratio is that of the medians. Learning bits probes every few steps
+(`qvit.sensitivity`); `ratio` is that of the mean step, probes and moves of the bits included. Peak memory is the resident
 set of a fresh process that does one kind of step only; beside it what the process had taken when it was ready to start
 (for QAT that includes its calibration).
 """
@@ -24,11 +25,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from qvit.allocate import Lagrangian
+from qvit.bit_schedule import BitSchedule
+from qvit.budget import Budget
 from qvit.calibrate import calibrate
 from qvit.convert import quantize
+from qvit.cost import cost
+from qvit.fit_config import FitConfig
 from qvit.spec import Spec
 
 KINDS = ("float", "qat")
+PROBE = "qat with a probe"
 
 
 def make(kind: str, name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -56,10 +63,27 @@ def stepper(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], No
     return step
 
 
+def probing_stepper(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """One training step with hooks for the sensitivities, and the move of the bits that follows it."""
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-5)
+    budget = Budget(gbitops=0.6 * cost(model).gbitops)
+    schedule = BitSchedule(model, budget, FitConfig(), lock_step=10**9)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with schedule.probe(len(images), 1):
+            nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        schedule.after_step(0, probed=True)
+
+    return step
+
+
 def interleaved(name: str, batch: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each kind of step, taking turns; two of each are warm-up."""
     steps = {kind: stepper(*make(kind, name, batch)) for kind in KINDS}
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    steps[PROBE] = probing_stepper(*make("qat", name, batch))
+    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
     for round_ in range(rounds + 2):
         for kind, step in steps.items():
             start = time.perf_counter()
@@ -124,13 +148,16 @@ def main() -> None:
         return
     peak = {kind: memory(kind, arguments.model, arguments.batch) for kind in KINDS}
     seconds = interleaved(arguments.model, arguments.batch, arguments.rounds)
+    every = Lagrangian().every
     median = {kind: statistics.median(times) for kind, times in seconds.items()}
     result = {
         "model": arguments.model,
         "batch": arguments.batch,
         "threads": arguments.threads,
         "rounds": arguments.rounds,
-        "ratio": median["qat"] / median["float"],
+        "ratio": ((every - 1) * median["qat"] + median[PROBE]) / every / median["float"],
+        "ratio_without_probes": median["qat"] / median["float"],
+        "probe_every": every,
         "step_ms": {kind: 1000 * value for kind, value in median.items()},
         "peak_mib": {kind: peak[kind]["peak"] for kind in KINDS},
         "ready_mib": {kind: peak[kind]["ready"] for kind in KINDS},

@@ -24,6 +24,7 @@ from .lock import lock
 from .sensitivity import Sensitivity
 
 PUBLISHED_PROBES = 16  # steps before the lock that Published probes: the lock needs sensitivities to order its moves
+PROBE_SHARE = 0.25  # a probe tries every width on this share of a batch, so that it costs less than a step does
 FIRST_MOVES = 60  # at most: enough to reach the allocation from any start
 
 
@@ -48,7 +49,7 @@ class BitSchedule:
         self.model, self.budget, self.lock_step, self.reduce = model, budget, lock_step, reduce
         self.allocation, self.refill = config.allocation, config.refill
         decay = self.allocation.decay if isinstance(self.allocation, Lagrangian) else 0.9
-        self.sensitivity = Sensitivity(model, decay)
+        self.sensitivity = Sensitivity(model, decay, share=PROBE_SHARE)
         self.shape = costs(model)
 
     @property

@@ -38,11 +38,12 @@ class Sensitivity:
     """Running tables of Fisher-weighted error for every quantizer whose bits are learned.
 
     decay   weight of the past in the running mean, per probe
-    images  how many images of a batch a probe looks at for activations
+    images  how many images of a batch a probe looks at for activations, at most
+    share   and at most this share of the batch
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9, images: int = 16) -> None:
-        self.decay, self.images = decay, images
+    def __init__(self, model: nn.Module, decay: float = 0.9, images: int = 16, share: float = 1.0) -> None:
+        self.decay, self.images, self.share = decay, images, share
         self.quantizers = {name: q for name, q in require_quantized(model).items() if q.is_learned}
         self.tables = {
             name: torch.zeros(q.bit_groups, len(q.candidates), dtype=torch.float64)
@@ -82,7 +83,7 @@ class Sensitivity:
     def _look(self, name: str, quantizer: Quantizer, values: Tensor, gradient: Tensor, batch_size: int) -> None:
         fisher = float(batch_size)
         if quantizer.batched:
-            rows = max(1, round(len(values) * min(1.0, self.images / batch_size)))
+            rows = max(1, round(len(values) * min(self.share, self.images / batch_size)))
             share = rows / len(values)
             values, gradient = values[:rows], gradient[:rows]
             fisher = batch_size / share
