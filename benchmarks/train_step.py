@@ -39,7 +39,7 @@ def make(kind: str, name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     images = torch.randn(batch, channels, height, width)
     labels = torch.randint(model.num_classes, (batch,))
     if kind == "qat":
-        model = quantize(model, Spec())
+        model = quantize(model, Spec(), quiet=True)
         calibrate(model, [images[:2]])
     return model.train(), images, labels
 

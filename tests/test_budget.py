@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from qvit.budget import Budget, BudgetError, check_reachable, reachable
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
 from qvit.cost import bits_in_force, cost, costs
+from qvit.quantizer import named_quantizers
 from qvit.spec import FixedBits, LearnedBits, Spec
 from toy_models import mix_bits, uniform, vit
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from qvit.calibrate import calibrate, float_forward
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
 from qvit.least_squares import least_squares, points
-from qvit.quantizer import UncalibratedError
+from qvit.quantizer import UncalibratedError, named_quantizers
 from qvit.spec import Spec
 from toy_models import images, swin, uniform, vit
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qvit.calibrate import calibrate, float_forward
-from qvit.convert import named_quantizers, quantize, require_quantized
-from qvit.quantizer import Quantizer
+from qvit.convert import quantize
+from qvit.quantizer import Quantizer, named_quantizers, require_quantized
 from qvit.spec import FixedBits, LearnedBits, PerChannel, PerTensor, Spec
 from toy_models import FAMILIES, images, swin, uniform, vit
 
@@ -210,3 +210,12 @@ def test_every_layer_that_multiplies_has_quantizers() -> None:
         for name, module in quantize(model).named_modules():
             if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
                 assert isinstance(module.weight_quantizer, Quantizer), name
+
+
+def test_quantize_prints_its_placement_table_unless_told_not_to(capsys: pytest.CaptureFixture[str]) -> None:
+    quantize(vit())
+    shown = capsys.readouterr()
+    assert "blocks.0-1.attn.qkv.weight" in shown.err
+    assert shown.out == ""
+    quantize(vit(), quiet=True)
+    assert capsys.readouterr().err == ""

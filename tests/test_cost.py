@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
 from qvit.cost import bits_in_force, cost, costs
 from qvit.freeze import freeze
+from qvit.quantizer import named_quantizers
 from qvit.spec import FixedBits, PerTensor, Spec
 from qvit_runtime.packing import packed_bytes
 from toy_models import calibrated, mix_bits, swin, uniform, vit
@@ -33,10 +34,8 @@ def test_oracle(name: str, bits: int, gbitops: float, heads: PerTensor | None) -
     with torch.device("meta"):
         model = timm.create_model(name)
         spec = uniform(bits) if heads is None else uniform(bits, heads=heads)
-        shapes = costs(quantize(model, spec))
-    table = {
-        name: torch.full((1,), float(bits), dtype=torch.float64) for name in (*shapes.weights, *shapes.activations)
-    }
+        shapes = costs(quantize(model, spec, quiet=True))
+    table = {name: torch.full((groups,), float(bits), dtype=torch.float64) for name, groups in shapes.groups.items()}
     for name in table:
         if name.startswith(("patch_embed", "head")):
             table[name].fill_(8.0)
@@ -147,7 +146,9 @@ def test_cost_needs_quantizers() -> None:
 
 def test_distilled_heads_both_count() -> None:
     with torch.device("meta"):
-        model = quantize(timm.create_model("deit_tiny_distilled_patch16_224", depth=1), Spec(edge=FixedBits(8)))
+        model = quantize(
+            timm.create_model("deit_tiny_distilled_patch16_224", depth=1), Spec(edge=FixedBits(8)), quiet=True
+        )
     products = {product.name: product.macs for product in costs(model).products}
     assert products["head"] == products["head_dist"] == 192 * 1000
     assert products["blocks.0.attn.query_key"] == 198 * 198 * 192

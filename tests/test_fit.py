@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from qvit.allocate import Lagrangian, Published
 from qvit.budget import Budget, BudgetError
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
 from qvit.cost import cost
 from qvit.data import DataError, EpochOrder
 from qvit.fit import NonFiniteLossError, fit
 from qvit.fit_config import FitConfig
-from qvit.quantizer import UncalibratedError
+from qvit.quantizer import UncalibratedError, named_quantizers
 from qvit.runs import Run
 from toy_models import uniform, vit
 from toy_training import BATCH, QUICK, same_state, three_bits, toy_data, toy_model, toy_run

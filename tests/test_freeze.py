@@ -10,10 +10,10 @@ import torch
 
 import qvit_runtime.interpreter as interpreter
 from qvit.budget import Budget
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
 from qvit.cost import cost
 from qvit.freeze import FreezeError, folded_bias, freeze, integer_weight
-from qvit.quantizer import UncalibratedError
+from qvit.quantizer import UncalibratedError, named_quantizers
 from qvit.spec import Spec
 from qvit_runtime import program as p
 from qvit_runtime.artifact import load, save

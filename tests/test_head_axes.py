@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import qvit_runtime.interpreter as interpreter
 from qvit.calibrate import calibrate, float_forward
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
 from qvit.freeze import freeze
+from qvit.quantizer import named_quantizers
 from qvit.spec import FixedBits, LearnedBits, Spec
 from toy_models import images, lively, mix_bits, swin, uniform
 

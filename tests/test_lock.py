@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from qvit.budget import Budget, BudgetError, reachable
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
 from qvit.cost import bits_in_force, cost, costs
 from qvit.lock import _State, falling, lock
+from qvit.quantizer import named_quantizers
 from qvit.sensitivity import Sensitivity
 from qvit.spec import LearnedBits, Spec
 from toy_models import mix_bits, uniform, vit

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
 from qvit.optimizer import make_optimizer, make_schedule, parameter_groups
+from qvit.quantizer import named_quantizers
 from qvit.spec import PerChannel, Spec
 from toy_models import swin, vit
 

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from qvit.allocate import Lagrangian
 from qvit.budget import Budget
 from qvit.calibrate import calibrate
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
 from qvit.cost import cost
 from qvit.fit import fit
 from qvit.fit_config import FitConfig
+from qvit.quantizer import named_quantizers
 from toy_models import images, uniform, vit
 
 HEADS, DIM = 4, 32

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qvit.convert import named_quantizers
-from qvit.quantizer import Quantizer
+from qvit.quantizer import Quantizer, named_quantizers
 from qvit.sensitivity import Sensitivity
 from qvit.spec import PerChannel, SharedScale, SingleScale, Spec
 from toy_models import calibrated, images, swin, vit

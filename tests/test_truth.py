@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import qvit_runtime.interpreter as interpreter
-from qvit.convert import named_quantizers
 from qvit.freeze import activation_grid, freeze, integer_weight
 from qvit.layers import QuantConv2d, QuantLinear
+from qvit.quantizer import named_quantizers
 from qvit_runtime import integer
 from qvit_runtime import program as p
 from toy_models import FAMILIES, images, learned, mix_bits

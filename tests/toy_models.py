@@ -20,7 +20,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from qvit.calibrate import calibrate
-from qvit.convert import named_quantizers, quantize
+from qvit.convert import quantize
+from qvit.quantizer import named_quantizers
 from qvit.spec import FixedBits, PerHead, Spec
 
 

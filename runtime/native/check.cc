@@ -7,9 +7,10 @@
 namespace qvit {
 
 const char* kind_name(Kind kind) {
-  static const char* const names[] = {"Quantize", "Patchify", "Linear", "SplitHeads", "MergeHeads", "QueryKey", "Softmax",
-                                      "AttentionValue", "LayerNorm", "Gelu", "Add", "Multiply", "Tokens",
-                                      "WindowPartition", "WindowMerge", "PatchMerge", "SelectToken", "MeanTokens"};
+  static const char* const names[] = {"Quantize",   "Patchify",    "Linear",         "SplitHeads",      "MergeHeads",
+                                      "QueryKey",   "Softmax",     "AttentionValue", "LayerNorm",       "Gelu",
+                                      "Add",        "Multiply",    "Tokens",         "WindowPartition", "WindowMerge",
+                                      "PatchMerge", "SelectToken", "MeanTokens"};
   return names[static_cast<int>(kind)];
 }
 

@@ -13,10 +13,16 @@ class OpCheck {
       : program_(program), op_(op), where_(std::move(where)) {}
 
   void run() {
-    const size_t inputs = op_.kind == Kind::kQueryKey || op_.kind == Kind::kAttentionValue || op_.kind == Kind::kAdd ? 2 : 1;
+    const size_t inputs =
+        op_.kind == Kind::kQueryKey || op_.kind == Kind::kAttentionValue || op_.kind == Kind::kAdd ? 2 : 1;
     require(op_.inputs.size() == inputs, "has another number of inputs");
     switch (op_.kind) {
-      case Kind::kQuantize: numbers(0, 0, 0); values(in()); codes(out()); same_shape(); break;
+      case Kind::kQuantize:
+        numbers(0, 0, 0);
+        values(in());
+        codes(out());
+        same_shape();
+        break;
       case Kind::kPatchify: patchify(); break;
       case Kind::kLinear: linear(); break;
       case Kind::kSplitHeads: split_heads(); break;
@@ -25,17 +31,33 @@ class OpCheck {
       case Kind::kSoftmax: softmax(); break;
       case Kind::kAttentionValue: attention_value(); break;
       case Kind::kLayerNorm:
-        numbers(2, 0, 1); values(in()); values(out()); same_shape();
-        constant(0, {out().last()}); constant(1, {out().last()});
+        numbers(2, 0, 1);
+        values(in());
+        values(out());
+        same_shape();
+        constant(0, {out().last()});
+        constant(1, {out().last()});
         require(op_.reals[0] >= 0.0 && std::isfinite(op_.reals[0]), "has an eps that is not a finite number");
         break;
-      case Kind::kGelu: numbers(0, 0, 0); values(in()); values(out()); same_shape(); break;
+      case Kind::kGelu:
+        numbers(0, 0, 0);
+        values(in());
+        values(out());
+        same_shape();
+        break;
       case Kind::kAdd:
-        numbers(0, 0, 0); values(in()); values(in(1)); values(out()); same_shape();
+        numbers(0, 0, 0);
+        values(in());
+        values(in(1));
+        values(out());
+        same_shape();
         require(in(1).shape == out().shape, "adds different shapes");
         break;
       case Kind::kMultiply: {
-        numbers(1, 0, 0); values(in()); values(out()); same_shape();
+        numbers(1, 0, 0);
+        values(in());
+        values(out());
+        same_shape();
         constant(0, {tensor(0).shape == Shape{1} ? 1 : out().last()});
         break;
       }
@@ -43,20 +65,26 @@ class OpCheck {
       case Kind::kWindowPartition: windows(in(), out()); break;
       case Kind::kWindowMerge: windows(out(), in()); break;
       case Kind::kPatchMerge: {
-        numbers(0, 0, 0); values(in()); values(out());
+        numbers(0, 0, 0);
+        values(in());
+        values(out());
         require(in().rank() == 3, "needs (rows, cols, channels)");
         const Shape& s = in().shape;
         shape({(s[0] + 1) / 2, (s[1] + 1) / 2, 4 * s[2]});
         break;
       }
       case Kind::kSelectToken:
-        numbers(0, 1, 0); values(in()); values(out());
+        numbers(0, 1, 0);
+        values(in());
+        values(out());
         require(in().rank() == 2, "needs (tokens, channels)");
         require(op_.integers[0] >= 0 && op_.integers[0] < in().shape[0], "selects a token that does not exist");
         shape({in().last()});
         break;
       case Kind::kMeanTokens:
-        numbers(0, 1, 0); values(in()); values(out());
+        numbers(0, 1, 0);
+        values(in());
+        values(out());
         require(in().rank() >= 2, "needs (tokens, channels)");
         require(op_.integers[0] >= 0 && op_.integers[0] < in().rows(), "has no token to average");
         shape({in().last()});
@@ -69,7 +97,9 @@ class OpCheck {
   const Buffer& in(int i = 0) const { return program_.buffers[op_.inputs[i]]; }
   const Buffer& out() const { return program_.buffers[op_.output]; }
   void values(const Buffer& b) const { require(!b.grid, "takes or makes values where the program has codes"); }
-  void codes(const Buffer& b) const { require(b.grid.has_value(), "takes or makes codes where the program has values"); }
+  void codes(const Buffer& b) const {
+    require(b.grid.has_value(), "takes or makes codes where the program has values");
+  }
   void shape(const Shape& expected) const { require(out().shape == expected, "has an output of another shape"); }
   void same_shape() const { shape(in().shape); }
 
@@ -125,7 +155,8 @@ class OpCheck {
     shape(expected);
     constant(1, {w.out});
     const int groups = in().grid->groups();
-    require(groups == 1 || in().grid->axis == in().rank() - 1, "needs an input grid of one group or along its last axis");
+    require(groups == 1 || in().grid->axis == in().rank() - 1,
+            "needs an input grid of one group or along its last axis");
     const int blocks = groups > w.column_groups ? groups : w.column_groups;
     require(blocks % groups == 0 && blocks % w.column_groups == 0 && w.in % blocks == 0,
             "has column groups that do not divide each other");
@@ -233,8 +264,7 @@ class OpCheck {
     require(cut.shape == Shape{down * across, height * width, s[2]}, "has windows of another shape");
     if (in().grid || out().grid) {
       same_grid();
-      require(in().grid->groups() == 1 ||
-                  (in().grid->axis == in().rank() - 1 && out().grid->axis == out().rank() - 1),
+      require(in().grid->groups() == 1 || (in().grid->axis == in().rank() - 1 && out().grid->axis == out().rank() - 1),
               "needs a grid of one group or along its last axis");
     }
   }

@@ -14,9 +14,7 @@
 namespace qvit {
 namespace {
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 int64_t process_id() {
 #if defined(_WIN32)
@@ -52,8 +50,12 @@ struct Engine::Call {
 
 struct Engine::Context {
   explicit Context(const Plan& plan)
-      : pool(plan.threads), barrier(plan.threads), next_task(plan.phases.size()), arenas(plan.threads),
-        pointers(plan.threads, std::vector<std::byte*>(plan.storages.size())), times(plan.threads) {
+      : pool(plan.threads),
+        barrier(plan.threads),
+        next_task(plan.phases.size()),
+        arenas(plan.threads),
+        pointers(plan.threads, std::vector<std::byte*>(plan.storages.size())),
+        times(plan.threads) {
     for (int i = 0; i < plan.threads; ++i) {
       scratch.emplace_back(static_cast<int64_t>(plan.scratch_bytes));
       times[i].assign(plan.steps.size(), 0.0);
@@ -62,11 +64,11 @@ struct Engine::Context {
 
   Pool pool;
   Barrier barrier;
-  std::vector<std::atomic<int64_t>> next_task;      // by phase
-  std::vector<Aligned<std::byte>> arenas;           // by thread; all but the first are made when first needed
-  std::vector<std::vector<std::byte*>> pointers;    // by arena: a frame's table
-  std::vector<Aligned<std::byte>> scratch;          // by thread
-  std::vector<std::vector<double>> times;           // by thread and step
+  std::vector<std::atomic<int64_t>> next_task;    // by phase
+  std::vector<Aligned<std::byte>> arenas;         // by thread; all but the first are made when first needed
+  std::vector<std::vector<std::byte*>> pointers;  // by arena: a frame's table
+  std::vector<Aligned<std::byte>> scratch;        // by thread
+  std::vector<std::vector<double>> times;         // by thread and step
 };
 
 Engine::Engine(const Program& program, const Kernels& kernels, int threads, bool fuse)
@@ -79,7 +81,7 @@ Engine::~Engine() {
 
 std::unique_ptr<Engine::Context> Engine::acquire() {
   std::unique_lock lock(mutex_);
-  if (const int64_t process = process_id(); process != process_) {  // a fork: the parent's threads are not here
+  if (const int64_t process = process_id(); process != process_) {     // a fork: the parent's threads are not here
     for (auto& context : free_) static_cast<void>(context.release());  // they cannot be joined, so they are left alone
     free_.clear();
     made_ = 0;
@@ -214,7 +216,8 @@ void Engine::run(int64_t batch, const std::vector<const void*>& inputs, const st
   try {
     const int arenas = alone > 0 ? threads : 1;
     for (int i = 0; i < arenas; ++i) {
-      if (context->arenas[i].size() == 0) context->arenas[i] = Aligned<std::byte>(std::max<int64_t>(plan_.arena_bytes, 1));
+      if (context->arenas[i].size() == 0)
+        context->arenas[i] = Aligned<std::byte>(std::max<int64_t>(plan_.arena_bytes, 1));
     }
     if (call.timed) {
       for (auto& t : context->times) std::fill(t.begin(), t.end(), 0.0);

@@ -48,7 +48,8 @@ class Engine {
   void finish(Context& context, int arena, const Call& call, int64_t image) const;
   void run_alone(Context& context, int worker, const Call& call, int64_t image) const;
   void run_together(Context& context, const Call& call, int64_t image) const;
-  void run_step(Context& context, int worker, const Frame& frame, int step, int64_t begin, int64_t end, bool timed) const;
+  void run_step(Context& context, int worker, const Frame& frame, int step, int64_t begin, int64_t end,
+                bool timed) const;
   std::unique_ptr<Context> acquire();
   void release(std::unique_ptr<Context> context);
 

@@ -24,8 +24,13 @@ namespace {
 class Planner {
  public:
   Planner(const Program& program, bool fuse, Plan& plan)
-      : program_(program), fuse_(fuse), plan_(plan), readers_(program.buffers.size()), done_(program.ops.size()),
-        storage_(program.buffers.size(), -1), place_(program.buffers.size()) {
+      : program_(program),
+        fuse_(fuse),
+        plan_(plan),
+        readers_(program.buffers.size()),
+        done_(program.ops.size()),
+        storage_(program.buffers.size(), -1),
+        place_(program.buffers.size()) {
     for (size_t i = 0; i < program.ops.size(); ++i) {
       for (int b : program.ops[i].inputs) readers_[b].push_back(static_cast<int>(i));
     }
@@ -74,13 +79,12 @@ class Planner {
     plan_.steps.push_back(std::move(step));
   }
 
-  static bool along_columns(const Buffer& b) {
-    return b.grid->groups() == 1 || b.grid->axis == b.rank() - 1;
-  }
+  static bool along_columns(const Buffer& b) { return b.grid->groups() == 1 || b.grid->axis == b.rank() - 1; }
   ColumnGrid column_grid(int b) const {
     const Buffer& out = buffer(b);
     ColumnGrid grid(out.last());
-    for (int64_t c = 0; c < out.last(); ++c) grid.fill(c, *out.grid, static_cast<int>(c * out.grid->groups() / out.last()));
+    for (int64_t c = 0; c < out.last(); ++c)
+      grid.fill(c, *out.grid, static_cast<int>(c * out.grid->groups() / out.last()));
     return grid;
   }
 
@@ -111,7 +115,8 @@ class Planner {
       case Kind::kWindowMerge: {
         const Windowing w = {{o.integers[0], o.integers[1]}, {o.integers[2], o.integers[3]}};
         return emit(o.kind == Kind::kWindowPartition ? make_window_partition(in, w, from, to)
-                                                     : make_window_merge(out, w, from, to), {i});
+                                                     : make_window_merge(out, w, from, to),
+                    {i});
       }
       case Kind::kPatchMerge: return emit(make_patch_merge(in, from, to), {i});
       case Kind::kSelectToken: return emit(make_select_token(in, o.integers[0], from, to), {i});
@@ -133,7 +138,8 @@ class Planner {
     }
     const int from = storage_[o.inputs[0]], to = own_storage(result);
     emit(make_layer_norm(kernels(), buffer(o.output), *constant(o.tensors[0]), *constant(o.tensors[1]), o.reals[0],
-                         grid ? &*grid : nullptr, from, to), ops);
+                         grid ? &*grid : nullptr, from, to),
+         ops);
   }
 
   void linear(int i) {
@@ -200,7 +206,8 @@ class Planner {
         if (op(user).kind != Kind::kQueryKey && op(user).kind != Kind::kAttentionValue) return false;
         if (op(user).kind == Kind::kAttentionValue && op(user).inputs[0] == b) return false;  // read as a dense map
       }
-      const int64_t heads = part.shape[part.rank() - 3], dim = part.last(), first = op(reader).integers[0] * heads * dim;
+      const int64_t heads = part.shape[part.rank() - 3], dim = part.last(),
+                    first = op(reader).integers[0] * heads * dim;
       for (int64_t c = 0; c < heads * dim; ++c) {
         if (covered[first + c]) return false;
         covered[first + c] = true;
@@ -238,17 +245,22 @@ class Planner {
     return {r == 4 ? query.shape[0] : 1, query.shape[r - 3], query.shape[r - 2], keys, width};
   }
 
-  int pack(const HeadShape& shape, bool values, int left, int right) {
-    const int64_t head = values ? packed_values_bytes(shape.keys, shape.width) : packed_keys_bytes(shape.keys, shape.width);
+  // What to pack of buffer `right`, the second operand of a product with `left`.
+  PackParts to_pack(const HeadShape& shape, bool values, int left, int right) {
+    const int64_t head = values ? packed_bytes(shape.keys, shape.width) : packed_bytes(shape.width, shape.keys);
     const int to = add_storage(head * shape.windows * shape.heads);
-    auto step = make_pack(kernels(), shape, values, *buffer(left).grid, *buffer(right).grid, heads_at(right), to);
-    step->name = values ? "pack values" : "pack keys";
+    return {values, &*buffer(left).grid, &*buffer(right).grid, heads_at(right), to};
+  }
+  void pack(const HeadShape& shape, const std::vector<PackParts>& operands) {
+    auto step = make_pack(kernels(), shape, operands);
+    step->name = operands.size() == 2 ? "pack keys and values" : operands[0].values ? "pack values" : "pack keys";
     plan_.steps.push_back(std::move(step));
-    return to;
   }
 
   static bool head_steps_fit(const AttentionParts& parts, const Grid& out) {
-    auto largest = [](const std::vector<float>& v) { return static_cast<double>(*std::max_element(v.begin(), v.end())); };
+    auto largest = [](const std::vector<float>& v) {
+      return static_cast<double>(*std::max_element(v.begin(), v.end()));
+    };
     ColumnGrid grid(out.groups());
     for (int g = 0; g < out.groups(); ++g) grid.fill(g, out, g);
     return grid.fits(static_cast<double>(parts.shape.keys) * kLargestProduct * largest(parts.attention_grid->scale) *
@@ -290,10 +302,12 @@ class Planner {
     const int softmax = next(o.output, Kind::kSoftmax);
     const int quantize = softmax < 0 ? -1 : next(op(softmax).output, Kind::kQuantize);
     const int product = quantize < 0 ? -1 : next(op(quantize).output, Kind::kAttentionValue);
-    const bool whole = product >= 0 && op(product).inputs[0] == op(quantize).output && storage_[op(product).inputs[1]] >= 0 &&
-                       buffer(op(product).inputs[1]).last() == query.last();
-    parts.keys = pack(parts.shape, false, o.inputs[0], o.inputs[1]);
+    const bool whole = product >= 0 && op(product).inputs[0] == op(quantize).output &&
+                       storage_[op(product).inputs[1]] >= 0 && buffer(op(product).inputs[1]).last() == query.last();
+    const PackParts keys = to_pack(parts.shape, false, o.inputs[0], o.inputs[1]);
+    parts.keys = keys.to;
     if (!whole) {
+      pack(parts.shape, {keys});
       parts.output = dense_heads(own_storage(o.output), parts.shape.heads, parts.shape.tokens, parts.shape.keys);
       return emit(make_query_key(kernels(), parts), ops);
     }
@@ -302,7 +316,9 @@ class Planner {
     parts.mask = constant(op(softmax).tensors[1]);
     parts.attention_grid = &*buffer(attention).grid;
     parts.value_grid = &*buffer(value).grid;
-    parts.values = pack(parts.shape, true, attention, value);
+    const PackParts values = to_pack(parts.shape, true, attention, value);
+    parts.values = values.to;
+    pack(parts.shape, {keys, values});
     ops.insert(ops.end(), {softmax, quantize, product});
     value_output(product, parts, ops);
     emit(make_attention(kernels(), parts), ops);
@@ -316,7 +332,9 @@ class Planner {
     parts.attention_grid = &*attention.grid;
     parts.value_grid = &*value.grid;
     std::vector<int> ops = {i};
-    parts.values = pack(parts.shape, true, o.inputs[0], o.inputs[1]);
+    const PackParts values = to_pack(parts.shape, true, o.inputs[0], o.inputs[1]);
+    parts.values = values.to;
+    pack(parts.shape, {values});
     value_output(i, parts, ops);
     emit(make_attention_value(kernels(), parts, storage_[o.inputs[0]]), ops);
   }
@@ -326,7 +344,7 @@ class Planner {
   Plan& plan_;
   std::vector<std::vector<int>> readers_;  // ops by buffer; -1: the caller
   std::vector<bool> done_;
-  std::vector<int> storage_;               // by buffer; -1: not made (yet)
+  std::vector<int> storage_;  // by buffer; -1: not made (yet)
   std::vector<std::optional<HeadPlace>> place_;
 };
 

@@ -24,28 +24,28 @@ struct GemmArgs {
   ptrdiff_t a_stride;
   int rows;
 
-  const int8_t* b;             // first panel of this call
-  int columns;                 // valid columns from there on
+  const int8_t* b;  // first panel of this call
+  int columns;      // valid columns from there on
   int blocks;
-  int block_width;             // inputs of a block
-  int b_shift;                 // added to every code of b (one block): what an unsigned operand lost to fit signed bytes
-  const int16_t* runs;         // [panel][block]: quads before widening, 0 for the wide path
-  const int32_t* correction;   // [block][column_stride]
-  const float* scale;          // [block][column_stride]
-  const float* bias;           // [column_stride]
-  ptrdiff_t column_stride;     // readable to a whole panel, as are all per-column arrays
+  int block_width;            // inputs of a block
+  int b_shift;                // added to every code of b (one block): what an unsigned operand lost to fit signed bytes
+  const int16_t* runs;        // [panel][block]: quads before widening, 0 for the wide path
+  const int32_t* correction;  // [block][column_stride]
+  const float* scale;         // [block][column_stride]
+  const float* bias;          // [column_stride]
+  ptrdiff_t column_stride;    // readable to a whole panel, as are all per-column arrays
 
   Epilogue epilogue;
-  float* out;                  // kValues, kAdd, kGelu
-  const float* residual;       // kAdd
-  uint8_t* codes;              // kCodes, kGeluCodes
-  ptrdiff_t out_stride;        // elements between rows of out, residual or codes
-  const float* levels;         // largest stored code per column
-  const float* grid_factor;    // kGeluCodes
+  float* out;                // kValues, kAdd, kGelu
+  const float* residual;     // kAdd
+  uint8_t* codes;            // kCodes, kGeluCodes
+  ptrdiff_t out_stride;      // elements between rows of out, residual or codes
+  const float* levels;       // largest stored code per column
+  const float* grid_factor;  // kGeluCodes
   const float* grid_shift;
 
-  int chunk_rows;              // rows that go through all panels together: a multiple of kTileRows
-  int16_t* wide;               // scratch: chunk_rows x wide_stride(inputs), for short runs
+  int chunk_rows;  // rows that go through all panels together: a multiple of kTileRows
+  int16_t* wide;   // scratch: chunk_rows x wide_stride(inputs), for short runs
 };
 
 constexpr ptrdiff_t wide_stride(ptrdiff_t inputs) { return (inputs + 15) / 16 * 16 + 16; }
@@ -65,20 +65,20 @@ struct LayerNormArgs {
   int rows, width;
   const float *weight, *bias;
   float eps;
-  float* out;            // null when codes are wanted
+  float* out;  // null when codes are wanted
   uint8_t* codes;
   const float* levels;
 };
 
-// Softmax of rows of width n; `bias` and `mask` may be null and have rows of n. Rows of x and out or codes are writable up
-// to the next multiple of kPanel; what is written behind the n-th column means nothing.
+// Softmax of rows of width n; `bias` and `mask` may be null and have rows of n. Rows of x and out or codes are writable
+// up to the next multiple of kPanel; what is written behind the n-th column means nothing.
 struct SoftmaxArgs {
-  float* x;              // overwritten
+  float* x;  // overwritten
   ptrdiff_t x_stride;
   int rows, width;
   const float *bias, *mask;
-  float* out;            // null when codes are wanted
-  uint8_t* codes;        // stored = rint(clip(p * factor + shift, 0, levels))
+  float* out;      // null when codes are wanted
+  uint8_t* codes;  // stored = rint(clip(p * factor + shift, 0, levels))
   ptrdiff_t out_stride;
   float factor, shift, levels;
 };
@@ -89,15 +89,16 @@ struct GeluArgs {
   ptrdiff_t count;
 };
 
-// Rows of codes become a packed B operand: 2^(b-1) is taken off each stored code. That undoes the shift of a signed code;
-// an unsigned one moves into the range of signed bytes, and b_shift (2^(b-1), else 0) makes up for it in the product.
+// Rows of codes become a packed B operand: 2^(b-1) is taken off each stored code. That undoes the shift of a signed
+// code; an unsigned one moves into the range of signed bytes, and b_shift (2^(b-1), else 0) makes up for it in the
+// product.
 struct PackArgs {
   const uint8_t* codes;
   ptrdiff_t stride;
   int rows, width;
   int bias, b_shift;
   int8_t* packed;
-  int32_t* correction;   // [column]: qmin of the A operand times the sum of the column's codes
+  int32_t* correction;  // [column]: qmin of the A operand times the sum of the column's codes
   int a_qmin;
 };
 

@@ -1,11 +1,10 @@
-// The AVX-512 VNNI kernels. Like kernels_avx2.cc: own flags, anonymous namespaces, no templates of the standard library.
-// Packing, GELU and plain quantization are those of avx2/, which this file's flags compile anew.
+// The AVX-512 VNNI kernels. Like kernels_avx2.cc: own flags, anonymous namespaces, no templates of the standard
+// library. Packing, GELU and plain quantization are those of avx2/, which this file's flags compile anew.
+#include "avx2/pack.h"
+#include "avx2/rows.h"
 #include "avx512/gemm.h"
 #include "avx512/layer_norm.h"
 #include "avx512/softmax.h"
-
-#include "avx2/pack.h"
-#include "avx2/rows.h"
 
 namespace qvit {
 

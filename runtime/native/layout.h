@@ -13,7 +13,8 @@
 //
 // so that four neighbouring bytes of one activation row, broadcast to all lanes, meet 8 columns per 32-byte register,
 // and 16 columns per 64-byte register where those exist. Inputs beyond the end of a block and columns beyond the last
-// are zero: whatever A holds there is multiplied by nothing. A *block* is a range of inputs with one input scale and
+// are zero: whatever A holds there (up to three bytes of the next row, which another thread may be writing) is
+// multiplied by nothing. A *block* is a range of inputs with one input scale and
 // one weight scale per column (the heads of `proj`); usually there is one.
 //
 // Run length. vpmaddubsw adds two neighbouring products into a 16-bit lane; adding up `run` of those is exact while
@@ -27,12 +28,12 @@
 
 namespace qvit {
 
-inline constexpr int kPanel = 16;        // columns of a panel
-inline constexpr int kQuad = 4;          // inputs of a quad
+inline constexpr int kPanel = 16;  // columns of a panel
+inline constexpr int kQuad = 4;    // inputs of a quad
 inline constexpr int kQuadBytes = kPanel * kQuad;
-inline constexpr int kTileRows = 6;      // rows a kernel handles at once: 6 x 16 fills AVX2's sixteen registers
-inline constexpr int kChunkRows = 24;    // rows that share a panel while both are in the first-level cache
-inline constexpr int kSlack = 64;        // bytes a kernel may read behind the end of a code buffer
+inline constexpr int kTileRows = 6;    // rows a kernel handles at once: 6 x 16 fills AVX2's sixteen registers
+inline constexpr int kChunkRows = 24;  // rows that share a panel while both are in the first-level cache
+inline constexpr int kSlack = 64;      // bytes a kernel may read behind the end of a code buffer
 
 constexpr int run_length(int activation_bits, int weight_bits) {
   const int pair = ((1 << activation_bits) - 1) << weight_bits;  // 2 * (2^a - 1) * 2^(w-1)

@@ -18,7 +18,8 @@ constexpr int64_t kManyWeights = 768 << 10;
 int64_t choose_task_units(int64_t units, int64_t grain, double unit_cost, int64_t weight_bytes, int threads) {
   const int64_t least = grain < kTileRows ? grain : round_up(kChunkRows, grain);
   const int64_t even = round_up((units + threads - 1) / threads, grain);
-  const int64_t wanted = std::max(least, static_cast<int64_t>(kTaskWork / std::max(unit_cost, 1.0)) / grain * grain);
+  const double work = grain == 1 ? kTaskWork / 4 : kTaskWork;  // heads share nothing worth staying for
+  const int64_t wanted = std::max(least, static_cast<int64_t>(work / std::max(unit_cost, 1.0)) / grain * grain);
   if (wanted >= even || weight_bytes > kManyWeights) return even;
   int64_t best = wanted, best_share = units + 1;
   for (int64_t size = wanted; size <= std::min(2 * wanted, even); size += grain) {
@@ -49,8 +50,9 @@ void drop_unread_rows(Plan& plan) {
   };
   for (const Port& port : plan.outputs) add(port.storage, kAllRows);
   for (auto step = plan.steps.rbegin(); step != plan.steps.rend(); ++step) {
-    RowRange rows = kNoRows;
-    for (int s : (*step)->writes) rows = read[s] == kNoRows ? kAllRows : read[s];  // every step writes one storage
+    // Only steps with one output are narrowed; one that nobody reads (it is the caller's business) is run in full.
+    RowRange rows = kAllRows;
+    if ((*step)->writes.size() == 1 && !(read[(*step)->writes[0]] == kNoRows)) rows = read[(*step)->writes[0]];
     const std::vector<RowRange> needs = (*step)->narrow(rows);
     for (size_t i = 0; i < needs.size(); ++i) add((*step)->reads[i], needs[i]);
   }

@@ -46,9 +46,9 @@ struct Buffer {
 struct Weight {
   int64_t out = 0, in = 0;
   int row_groups = 0, column_groups = 0;
-  std::vector<int8_t> codes;   // (out, in)
-  std::vector<int> bits;       // (row_groups, column_groups)
-  std::vector<float> scale;    // (row_groups, column_groups)
+  std::vector<int8_t> codes;  // (out, in)
+  std::vector<int> bits;      // (row_groups, column_groups)
+  std::vector<float> scale;   // (row_groups, column_groups)
 };
 
 struct Constant {
@@ -57,8 +57,24 @@ struct Constant {
 };
 
 enum class Kind {
-  kQuantize, kPatchify, kLinear, kSplitHeads, kMergeHeads, kQueryKey, kSoftmax, kAttentionValue, kLayerNorm, kGelu,
-  kAdd, kMultiply, kTokens, kWindowPartition, kWindowMerge, kPatchMerge, kSelectToken, kMeanTokens,
+  kQuantize,
+  kPatchify,
+  kLinear,
+  kSplitHeads,
+  kMergeHeads,
+  kQueryKey,
+  kSoftmax,
+  kAttentionValue,
+  kLayerNorm,
+  kGelu,
+  kAdd,
+  kMultiply,
+  kTokens,
+  kWindowPartition,
+  kWindowMerge,
+  kPatchMerge,
+  kSelectToken,
+  kMeanTokens,
 };
 
 // Meaning of the numbers, by kind (t: tensors, i: integers, r: reals):

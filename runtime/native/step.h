@@ -1,7 +1,7 @@
 // A step: one or several fused ops, as a loop over independent units (rows of tokens, heads, panels of columns).
 //
-// Steps are built once by the planner and then only read, so that any number of threads may run them at the same time on
-// different frames. A frame is where the buffers of one image are: a table of pointers, one for each storage.
+// Steps are built once by the planner and then only read, so that any number of threads may run them at the same time
+// on different frames. A frame is where the buffers of one image are: a table of pointers, one for each storage.
 #pragma once
 
 #include <algorithm>
@@ -78,14 +78,14 @@ class Step {
     return std::vector<RowRange>(reads.size(), rows);
   }
 
-  std::string name;         // for the profile: "Linear+Gelu+Quantize"
-  std::vector<int> ops;     // the ops of the program it stands for
+  std::string name;      // for the profile: "Linear+Gelu+Quantize"
+  std::vector<int> ops;  // the ops of the program it stands for
   int64_t units = 1;
-  int64_t first = 0;        // units [first, first + units) are run: those before and behind are never read
-  int64_t grain = 1;        // units are handed out in multiples of this
-  bool by_rows = false;     // unit u reads and writes row u of its buffers and nothing else that this step's phase makes
-  double unit_cost = 1.0;   // rough, in multiply-adds: decides how many units make a task
-  int64_t weight_bytes = 0; // read by every task: with more of them than a cache holds, tasks had better be few
+  int64_t first = 0;       // units [first, first + units) are run: those before and behind are never read
+  int64_t grain = 1;       // units are handed out in multiples of this
+  bool by_rows = false;    // unit u reads and writes row u of its buffers and nothing else that this step's phase makes
+  double unit_cost = 1.0;  // rough, in multiply-adds: decides how many units make a task
+  int64_t weight_bytes = 0;  // read by every task: with more of them than a cache holds, tasks had better be few
   size_t scratch_bytes = 0;
   std::vector<int> reads, writes;  // storages
 };

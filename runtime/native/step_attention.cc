@@ -7,69 +7,17 @@
 namespace qvit {
 namespace {
 
-int64_t keys_panels_bytes(int64_t keys, int64_t width) { return panels_of(keys) * quads_of(width) * kQuadBytes; }
-int64_t values_panels_bytes(int64_t keys, int64_t width) { return panels_of(width) * quads_of(keys) * kQuadBytes; }
-
-int64_t with_corrections(int64_t panels_bytes, int64_t columns) {
-  return panels_bytes + round_up(panels_of(columns) * kPanel * 4, 64);
-}
-
-int group_of(const Grid& grid, int64_t head, int64_t heads) {
-  return static_cast<int>(head * grid.groups() / heads);
-}
-
-// What packing takes off each code, beyond undoing the shift of signed ones: see PackArgs.
-int b_shift_of(const Grid& grid, int group) { return grid.is_signed ? 0 : 1 << (grid.bits[group] - 1); }
-
-class PackStep final : public Step {
- public:
-  PackStep(const Kernels& kernels, const HeadShape& shape, bool values, const Grid& left, const Grid& grid,
-           const HeadPlace& from, int to)
-      : kernels_(kernels), shape_(shape), values_(values), from_(from), to_(to) {
-    for (int64_t h = 0; h < shape.heads; ++h) {
-      left_qmin_.push_back(left.qmin(group_of(left, h, shape.heads)));
-      const int group = group_of(grid, h, shape.heads);
-      bias_.push_back(1 << (grid.bits[group] - 1));
-      b_shift_.push_back(b_shift_of(grid, group));
-    }
-    panels_bytes_ = values ? values_panels_bytes(shape.keys, shape.width) : keys_panels_bytes(shape.keys, shape.width);
-    head_bytes_ = values ? packed_values_bytes(shape.keys, shape.width) : packed_keys_bytes(shape.keys, shape.width);
-    units = shape.windows * shape.heads;
-    unit_cost = static_cast<double>(shape.keys * shape.width) * 4.0;
-    reads = {from.storage};
-    writes = {to};
-  }
-
-  void run(const Frame& frame, int64_t begin, int64_t end, std::byte*) const override {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t head = unit % shape_.heads, window = unit / shape_.heads;
-      int8_t* packed = frame.at<int8_t>(to_) + unit * head_bytes_;
-      const PackArgs args = {frame.at<uint8_t>(from_.storage) + from_.at(window, head, 0), from_.row_stride,
-                             static_cast<int>(shape_.keys), static_cast<int>(shape_.width), bias_[head],
-                             b_shift_[head], packed,
-                             reinterpret_cast<int32_t*>(packed + panels_bytes_), left_qmin_[head]};
-      values_ ? kernels_.pack_values(args) : kernels_.pack_keys(args);
-    }
-  }
-
- private:
-  const Kernels& kernels_;
-  HeadShape shape_;
-  bool values_;
-  HeadPlace from_;
-  int to_;
-  int64_t panels_bytes_, head_bytes_;
-  std::vector<int> left_qmin_, bias_, b_shift_;
-};
-
 // One of the two products, all heads: the arrays that a GemmArgs points to, per head and column.
 class HeadProduct {
  public:
   HeadProduct() = default;
   HeadProduct(int64_t heads, int64_t inputs, int64_t columns, const Grid& left, const Grid& right, double factor,
               const Grid* out)
-      : inputs_(inputs), columns_(columns), padded_(panels_of(columns) * kPanel),
-        panels_bytes_(panels_of(columns) * quads_of(inputs) * kQuadBytes), codes_(out != nullptr) {
+      : inputs_(inputs),
+        columns_(columns),
+        padded_(panels_of(columns) * kPanel),
+        panels_bytes_(panels_bytes(inputs, columns)),
+        codes_(out != nullptr) {
     for (int64_t h = 0; h < heads; ++h) {
       const int l = group_of(left, h, heads), r = group_of(right, h, heads);
       HeadGrid grid = {1.0f, 0.0f, 0.0f};
@@ -86,7 +34,7 @@ class HeadProduct {
   }
 
   size_t scratch_bytes() const { return wide_ ? sizeof(int16_t) * kChunkRows * wide_stride(inputs_) : 0; }
-  int64_t head_bytes() const { return with_corrections(panels_bytes_, columns_); }
+  int64_t head_bytes() const { return packed_bytes(inputs_, columns_); }
   bool codes() const { return codes_; }
 
   GemmArgs args(int64_t head, const uint8_t* a, int64_t stride, int64_t rows, const int8_t* packed,
@@ -171,7 +119,12 @@ class HeadStep : public Step {
 class AttentionStep final : public HeadStep {
  public:
   AttentionStep(const Kernels& kernels, const AttentionParts& p)
-      : HeadStep(p.shape), kernels_(kernels), query_(p.query), output_(p.output), keys_(p.keys), values_(p.values),
+      : HeadStep(p.shape),
+        kernels_(kernels),
+        query_(p.query),
+        output_(p.output),
+        keys_(p.keys),
+        values_(p.values),
         scores_(p.shape.heads, p.shape.width, p.shape.keys, *p.query_grid, *p.key_grid, p.factor, nullptr),
         product_(p.shape.heads, p.shape.keys, p.shape.width, *p.attention_grid, *p.value_grid, 1.0, p.output_grid) {
     for (int64_t h = 0; h < shape_.heads; ++h) grids_.push_back(head_grid(*p.attention_grid, h, shape_.heads));
@@ -235,7 +188,11 @@ class AttentionStep final : public HeadStep {
 class QueryKeyStep final : public HeadStep {
  public:
   QueryKeyStep(const Kernels& kernels, const AttentionParts& p)
-      : HeadStep(p.shape), kernels_(kernels), query_(p.query), output_(p.output), keys_(p.keys),
+      : HeadStep(p.shape),
+        kernels_(kernels),
+        query_(p.query),
+        output_(p.output),
+        keys_(p.keys),
         scores_(p.shape.heads, p.shape.width, p.shape.keys, *p.query_grid, *p.key_grid, p.factor, nullptr) {
     scratch_bytes = scores_.scratch_bytes();
     reads = {query_.storage, keys_};
@@ -263,8 +220,10 @@ class QueryKeyStep final : public HeadStep {
 class AttentionValueStep final : public HeadStep {
  public:
   AttentionValueStep(const Kernels& kernels, const AttentionParts& p, int attention)
-      : HeadStep(p.shape), kernels_(kernels),
-        attention_(dense_heads(attention, p.shape.heads, p.shape.tokens, p.shape.keys)), output_(p.output),
+      : HeadStep(p.shape),
+        kernels_(kernels),
+        attention_(dense_heads(attention, p.shape.heads, p.shape.tokens, p.shape.keys)),
+        output_(p.output),
         values_(p.values),
         product_(p.shape.heads, p.shape.keys, p.shape.width, *p.attention_grid, *p.value_grid, 1.0, p.output_grid) {
     scratch_bytes = product_.scratch_bytes();
@@ -296,15 +255,6 @@ HeadPlace dense_heads(int storage, int64_t heads, int64_t rows, int64_t width) {
   return {storage, 0, heads * rows * width, rows * width, width};
 }
 
-int64_t packed_keys_bytes(int64_t keys, int64_t width) { return with_corrections(keys_panels_bytes(keys, width), keys); }
-int64_t packed_values_bytes(int64_t keys, int64_t width) {
-  return with_corrections(values_panels_bytes(keys, width), width);
-}
-
-std::unique_ptr<Step> make_pack(const Kernels& kernels, const HeadShape& shape, bool values, const Grid& left,
-                                const Grid& grid, const HeadPlace& from, int to) {
-  return std::make_unique<PackStep>(kernels, shape, values, left, grid, from, to);
-}
 std::unique_ptr<Step> make_attention(const Kernels& kernels, const AttentionParts& parts) {
   return std::make_unique<AttentionStep>(kernels, parts);
 }

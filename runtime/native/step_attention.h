@@ -1,4 +1,4 @@
-// Attention: pack keys and values, then scores, softmax, quantization and the product with the values in one pass.
+// Attention: scores, softmax, quantization and the product with the values in one pass over packed keys and values.
 //
 // Six rows of one head at a time: their scores (6 x N floats) and their codes (6 x N bytes) stay in the first-level
 // cache, so that the (H, N, N) maps, the largest tensors of a ViT, are never written to memory.
@@ -7,33 +7,22 @@
 #pragma once
 
 #include "step.h"
+#include "step_pack.h"
 
 namespace qvit {
-
-struct HeadShape {
-  int64_t windows, heads, tokens, keys, width;  // queries, keys: tokens x keys scores of each head
-};
 
 // The place of a dense (windows, heads, rows, width) buffer.
 HeadPlace dense_heads(int storage, int64_t heads, int64_t rows, int64_t width);
 
-// Bytes of one packed operand with its corrections behind it.
-int64_t packed_keys_bytes(int64_t keys, int64_t width);
-int64_t packed_values_bytes(int64_t keys, int64_t width);
-
-// `from` has HeadShape.keys rows a head; the left operand's grid gives qmin for the corrections.
-std::unique_ptr<Step> make_pack(const Kernels& kernels, const HeadShape& shape, bool values, const Grid& left,
-                                const Grid& grid, const HeadPlace& from, int to);
-
 struct AttentionParts {
   HeadShape shape;
-  const Grid *query_grid, *key_grid;        // scores, unless null
+  const Grid *query_grid, *key_grid;  // scores, unless null
   double factor;
-  const Constant *bias, *mask;              // of the softmax, may be null
+  const Constant *bias, *mask;  // of the softmax, may be null
   const Grid *attention_grid, *value_grid;
-  const Grid* output_grid;                  // null: values
+  const Grid* output_grid;  // null: values
   HeadPlace query, output;
-  int keys, values;                         // storages written by make_pack
+  int keys, values;  // storages written by make_pack
 };
 
 std::unique_ptr<Step> make_attention(const Kernels& kernels, const AttentionParts& parts);

@@ -20,8 +20,13 @@ int choose_chunk_rows(int64_t weight_bytes, int64_t inputs) {
 class LinearStep final : public Step {
  public:
   LinearStep(const Kernels& kernels, const LinearParts& p)
-      : kernels_(kernels), input_(p.input), output_(p.output), residual_(p.residual), rows_(p.rows),
-        inputs_(p.weight->in), columns_(p.weight->out) {
+      : kernels_(kernels),
+        input_(p.input),
+        output_(p.output),
+        residual_(p.residual),
+        rows_(p.rows),
+        inputs_(p.weight->in),
+        columns_(p.weight->out) {
     blocks_ = std::max(p.weight->column_groups, p.input_grid->groups());
     width_ = inputs_ / blocks_;
     panel_bytes_ = blocks_ * quads_of(width_) * kQuadBytes;

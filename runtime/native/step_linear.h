@@ -9,10 +9,10 @@ struct LinearParts {
   const Weight* weight;
   const std::vector<float>* bias;
   const Grid* input_grid;
-  int64_t rows;                              // tokens of one image
+  int64_t rows;                                // tokens of one image
   const std::vector<float>* factor = nullptr;  // a Multiply behind it, (out,) or (1,)
   bool gelu = false;
-  const ColumnGrid* grid = nullptr;          // a Quantize behind it
+  const ColumnGrid* grid = nullptr;            // a Quantize behind it
   int input = -1, output = -1, residual = -1;  // storages; a residual of -1 means none
 };
 

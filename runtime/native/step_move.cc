@@ -92,7 +92,10 @@ class MergeHeadsStep final : public MoveStep {
 class TokensStep final : public MoveStep {
  public:
   TokensStep(const Buffer& out, const Constant& prefix, const Constant& position, int from, int to)
-      : MoveStep(from, to), channels_(out.last()), first_(prefix.shape[0]), prefix_(prefix.data),
+      : MoveStep(from, to),
+        channels_(out.last()),
+        first_(prefix.shape[0]),
+        prefix_(prefix.data),
         position_(position.data) {
     units = out.shape[0];
     unit_cost = static_cast<double>(channels_);
@@ -233,7 +236,8 @@ std::unique_ptr<Step> make_split_heads(const Buffer& in, const Buffer& out, int6
 std::unique_ptr<Step> make_merge_heads(const Buffer& in, int from, int to) {
   return std::make_unique<MergeHeadsStep>(in, from, to);
 }
-std::unique_ptr<Step> make_tokens(const Buffer& out, const Constant& prefix, const Constant& position, int from, int to) {
+std::unique_ptr<Step> make_tokens(const Buffer& out, const Constant& prefix, const Constant& position, int from,
+                                  int to) {
   return std::make_unique<TokensStep>(out, prefix, position, from, to);
 }
 std::unique_ptr<Step> make_window_partition(const Buffer& image, const Windowing& w, int from, int to) {

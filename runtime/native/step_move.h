@@ -9,7 +9,8 @@ namespace qvit {
 std::unique_ptr<Step> make_patchify(const Buffer& image, int64_t patch, int from, int to);
 std::unique_ptr<Step> make_split_heads(const Buffer& in, const Buffer& out, int64_t part, int from, int to);
 std::unique_ptr<Step> make_merge_heads(const Buffer& in, int from, int to);
-std::unique_ptr<Step> make_tokens(const Buffer& out, const Constant& prefix, const Constant& position, int from, int to);
+std::unique_ptr<Step> make_tokens(const Buffer& out, const Constant& prefix, const Constant& position, int from,
+                                  int to);
 
 struct Windowing {
   int64_t window[2], shift[2];

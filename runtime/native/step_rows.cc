@@ -43,7 +43,8 @@ class QuantizeStep final : public RowStep {
 
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte*) const override {
     for (int64_t row = begin; row < end; ++row) {
-      const size_t g = per_column_ ? 0 : static_cast<size_t>((row / rows_per_group_) % static_cast<int64_t>(scale_.size()));
+      const size_t g =
+          per_column_ ? 0 : static_cast<size_t>((row / rows_per_group_) % static_cast<int64_t>(scale_.size()));
       kernels_.quantize({frame.at<float>(from_) + row * width_, frame.at<uint8_t>(to_) + row * width_, width_,
                          scale_.data() + g, offset_.data() + g, low_.data() + g, high_.data() + g, per_column_});
     }
@@ -61,8 +62,14 @@ class LayerNormStep final : public RowStep {
  public:
   LayerNormStep(const Kernels& kernels, const Buffer& shape, const Constant& weight, const Constant& bias, double eps,
                 const ColumnGrid* grid, int from, int to)
-      : RowStep(shape, 8.0), kernels_(kernels), weight_(weight.data), bias_(bias.data), eps_(static_cast<float>(eps)),
-        codes_(grid != nullptr), from_(from), to_(to) {
+      : RowStep(shape, 8.0),
+        kernels_(kernels),
+        weight_(weight.data),
+        bias_(bias.data),
+        eps_(static_cast<float>(eps)),
+        codes_(grid != nullptr),
+        from_(from),
+        to_(to) {
     if (codes_) {
       levels_ = grid->levels;
       for (int64_t c = 0; c < width_; ++c) {
@@ -137,8 +144,8 @@ class GeluStep final : public RowStep {
     writes = {to};
   }
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte*) const override {
-    kernels_.gelu({frame.at<float>(from_) + begin * width_, frame.at<float>(to_) + begin * width_,
-                   (end - begin) * width_});
+    kernels_.gelu(
+        {frame.at<float>(from_) + begin * width_, frame.at<float>(to_) + begin * width_, (end - begin) * width_});
   }
 
  private:

@@ -35,9 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from .budget import Budget
-from .convert import require_quantized
 from .cost import BitTable, Costs, bits_in_force, costs
-from .quantizer import Quantizer
+from .quantizer import Quantizer, require_quantized
 from .sensitivity import Sensitivity
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from .convert import named_quantizers, require_quantized
 from .cost import BitTable, Costs, costs
+from .quantizer import named_quantizers, require_quantized
 
 
 class BudgetError(ValueError):

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .convert import require_quantized
 from .fake_quantize import grouped
 from .least_squares import Points, least_squares, least_squares_with_offset, points
 from .observers import Histogram
-from .quantizer import Quantizer
+from .quantizer import Quantizer, require_quantized
 
 CHUNK = 64  # groups fitted at a time: bounds the memory of the search
 

@@ -25,8 +25,9 @@ from .data import DataConfig, open_eval, resolve_data
 from .dry_run import dry_run
 from .evaluate import evaluate
 from .float_model import create_float_model
-from .pipeline import is_main, load, read_result, run_recipe
+from .pipeline import load, read_result, run_recipe
 from .placement import format_placement, placement
+from .processes import is_main
 from .quantizer import UncalibratedError
 from .recipe import ModelConfig, load_recipe, recipe_from_values
 from .spec import FixedBits, Spec
@@ -225,7 +226,7 @@ def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         model = load(arguments.model)
     else:
         spec = Spec(FixedBits(arguments.weight_bits), FixedBits(arguments.activation_bits))
-        model = quantize(create_float_model(ModelConfig(name=arguments.model)), spec)
+        model = quantize(create_float_model(ModelConfig(name=arguments.model)), spec, quiet=True)
     summary = dataclasses.asdict(cost(model))
     if arguments.placement:
         _say(arguments, format_placement(placement(model)), "")

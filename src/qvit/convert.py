@@ -20,6 +20,7 @@ fail if an axis is swapped. With heads=PerTensor() every tensor has one group, t
 from __future__ import annotations
 
 import copy
+import sys
 from fnmatch import fnmatch
 
 import torch
@@ -30,6 +31,7 @@ from torch import nn
 
 from .attention import HeadQuantizers, QuantAttention, QuantWindowAttention
 from .layers import QuantConv2d, QuantLinear
+from .placement import format_placement, placement
 from .quantizer import Quantizer
 from .spec import Bits, PerChannel, PerHead, Spec
 from .support import check_supported
@@ -37,11 +39,12 @@ from .support import check_supported
 Shapes = dict[str, tuple[int, ...]]
 
 
-def quantize(model: nn.Module, spec: Spec | None = None) -> nn.Module:
-    """A quantized copy of `model`, not calibrated yet.
+def quantize(model: nn.Module, spec: Spec | None = None, *, quiet: bool = False) -> nn.Module:
+    """A quantized copy of `model`, not calibrated yet; prints its placement table on stderr.
 
     model  a supported timm model (see `support`)
     spec   what to quantize and how; the default is Q-ViT with head-wise learned bits
+    quiet  do not print
 
     Raises UnsupportedModelError naming a module it does not know, and ValueError when a pattern of the spec matches
     nothing or nothing is left to quantize.
@@ -71,6 +74,8 @@ def quantize(model: nn.Module, spec: Spec | None = None) -> nn.Module:
     builder.check_patterns()
     if not any(isinstance(module, Quantizer) for module in result.modules()):
         raise ValueError(f"nothing to quantize is left in the {type(model).__name__}: keep_float is {spec.keep_float}")
+    if not quiet:
+        print(format_placement(placement(result)), file=sys.stderr)
     return result
 
 
@@ -207,20 +212,3 @@ class _Builder:
         else:
             swapped = QuantAttention(module, qkv, proj, quantizers, tokens)
         model.set_submodule(name, swapped)
-
-
-def named_quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    """Tensor name -> quantizer, in the order of the model: 'blocks.0.attn.qkv.weight', 'blocks.0.attn.q', ..."""
-    return {
-        name.removesuffix("_quantizer"): module
-        for name, module in model.named_modules()
-        if isinstance(module, Quantizer)
-    }
-
-
-def require_quantized(model: nn.Module) -> dict[str, Quantizer]:
-    """named_quantizers, or ValueError when there are none."""
-    quantizers = named_quantizers(model)
-    if not quantizers:
-        raise ValueError(f"this {type(model).__name__} has no quantizers; call qvit.quantize(model, spec) first")
-    return quantizers

@@ -14,13 +14,15 @@ differentiable), whole numbers for the exact cost. DeiT-Tiny at 4/4 with 8-bit f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from .attention import QuantAttention, QuantWindowAttention
-from .convert import require_quantized
 from .layers import QuantConv2d, QuantLinear
+from .quantizer import require_quantized
 
 BitTable = dict[str, Tensor]
 
@@ -40,11 +42,16 @@ class Costs:
     """Products and element counts of a quantized model; everything a budget can be computed from.
 
     products     the integer products
+    groups       bit groups of each quantized tensor; its order is that of the flat vector of all bits
     weights      elements of each quantized weight
     activations  elements, per image, of each quantized activation
+
+    Learning asks for the cost thousands of times, so it is computed on one flat vector b of all bits: a list of pairs
+    gives BitOPs = sum c_p b[left_p] b[right_p], and sizes are linear in b.
     """
 
     products: tuple[Product, ...]
+    groups: dict[str, int]
     weights: dict[str, int]
     activations: dict[str, int]
 
@@ -54,28 +61,55 @@ class Costs:
 
     def gbitops(self, bits: BitTable) -> Tensor:
         """GBitOPs of the whole model, a scalar tensor."""
-        return torch.stack([self.product_gbitops(product, bits) for product in self.products]).sum()
+        flat = self._flat(bits)
+        factor, left, right = (t.to(flat.device) for t in self._pairs)
+        return (factor * flat[left] * flat[right]).sum()
 
     def kib(self, bits: BitTable) -> Tensor:
         """KiB of the packed weights."""
-        return torch.stack([bits[name].mean() * elements for name, elements in self.weights.items()]).sum() / 8 / 1024
+        return self._linear(self._shares(self.weights), bits) / 8 / 1024
 
     def average_weight_bits(self, bits: BitTable) -> Tensor:
         """Mean bits of a quantized weight element."""
-        return self._average(self.weights, bits)
+        return self._linear(self._shares(self.weights), bits) / sum(self.weights.values())
 
     def average_activation_bits(self, bits: BitTable) -> Tensor:
         """Mean bits of a quantized activation element."""
-        return self._average(self.activations, bits)
+        return self._linear(self._shares(self.activations), bits) / sum(self.activations.values())
 
-    def _average(self, elements: dict[str, int], bits: BitTable) -> Tensor:
-        total = sum(elements.values())
-        return torch.stack([bits[name].mean() * count for name, count in elements.items()]).sum() / total
+    def _flat(self, bits: BitTable) -> Tensor:
+        return torch.cat([bits[name] for name in self.groups])
+
+    def _linear(self, shares: Tensor, bits: BitTable) -> Tensor:
+        flat = self._flat(bits)
+        return (shares.to(flat.device) * flat).sum()
+
+    def _shares(self, elements: dict[str, int]) -> Tensor:
+        """Elements that each entry of the flat vector stands for, (all groups,)."""
+        per_group = [
+            torch.full((groups,), elements.get(name, 0) / groups, dtype=torch.float64, device="cpu")
+            for name, groups in self.groups.items()
+        ]
+        return torch.cat(per_group)
+
+    @cached_property
+    def _pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(factor, left, right) of every pair of groups that meet; a single group meets each of the other operand's."""
+        first = dict(zip(self.groups, accumulate(self.groups.values(), initial=0), strict=False))
+        factors: list[Tensor] = []
+        lefts: list[Tensor] = []
+        rights: list[Tensor] = []
+        for product in self.products:
+            count = max(self.groups[product.left], self.groups[product.right])
+            factors.append(torch.full((count,), product.macs / 1e9 / count, dtype=torch.float64, device="cpu"))
+            for name, places in ((product.left, lefts), (product.right, rights)):
+                places.append(first[name] + torch.arange(count, device="cpu") % self.groups[name])
+        return torch.cat(factors), torch.cat(lefts), torch.cat(rights)
 
 
 def costs(model: nn.Module) -> Costs:
     """Read products and sizes off a quantized model. Raises ValueError when the model has no quantizers."""
-    require_quantized(model)
+    groups = {name: quantizer.bit_groups for name, quantizer in require_quantized(model).items()}
     products, weights, activations = [], {}, {}
     for name, module in model.named_modules():
         if isinstance(module, (QuantLinear, QuantConv2d)):
@@ -91,7 +125,7 @@ def costs(model: nn.Module) -> Costs:
             for part in ("q", "k", "v"):
                 activations[f"{name}.{part}"] = module.windows * module.tokens * width
             activations[f"{name}.attention"] = module.windows * module.tokens**2 * module.num_heads
-    return Costs(tuple(products), weights, activations)
+    return Costs(tuple(products), groups, weights, activations)
 
 
 def bits_in_force(model: nn.Module) -> BitTable:

@@ -75,7 +75,7 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
     config = dataclasses.replace(recipe.fit, epochs=1.0, lock_at=0.5, accumulate=min(recipe.fit.accumulate, 2))
     model, budget = context.model, recipe.budget if recipe.method == "qvit" else None
     if recipe.method == "qvit":
-        model = quantize(context.model, recipe.quantize)
+        model = quantize(context.model, recipe.quantize, quiet=True)
         calibrate(model, context.splits.calibration, 1)
         check_budget(model, budget)
         if budget is not None:

@@ -27,21 +27,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .allocate import Published, spread
 from .bit_schedule import BitSchedule
 from .budget import Budget, check_budget
-from .convert import named_quantizers
 from .cost import cost
 from .data import DataConfig, DataError, EpochOrder, SeededStream, epoch_batches, mixup_batch
 from .distill import Teacher, distillation_loss
 from .evaluate import evaluate
 from .fit_config import FitConfig
 from .optimizer import make_optimizer, make_schedule, parameter_groups
+from .processes import on_cpu
 from .progress import Progress
+from .quantizer import named_quantizers
 from .runs import Run
 from .seeds import seed_of
 from .tracking import TensorBoard
@@ -144,9 +145,11 @@ class _Trainer:
     ) -> None:
         self.config, self.data, self.order, self.run, self.evaluation = config, data, order, run, evaluation
         self.accelerator = Accelerator(
+            cpu=on_cpu(),
             mixed_precision="no",
             dataloader_config=DataLoaderConfiguration(split_batches=True),
             step_scheduler_with_optimizer=False,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the bits, from the lock on
         )
         self.main = self.accelerator.is_main_process
         self.quiet = quiet or not self.main

@@ -25,11 +25,10 @@ import qvit_runtime.program as p
 
 from .attention import QuantAttention, QuantWindowAttention
 from .budget import Budget
-from .convert import named_quantizers, require_quantized
 from .cost import bits_in_force, costs
 from .fake_quantize import code_range, grouped
 from .layers import QuantConv2d, QuantLinear
-from .quantizer import Quantizer, UncalibratedError
+from .quantizer import Quantizer, UncalibratedError, named_quantizers, require_quantized
 
 
 class FreezeError(ValueError):

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .budget import Budget, BudgetError
@@ -27,12 +28,23 @@ MOST_EXCHANGES = 500
 
 
 @dataclass(frozen=True)
-class _Move:
-    name: str
-    group: int
-    delta: int
-    gain: float  # fall of the estimated loss, negative when the move lowers bits
-    price: float  # rise of the cost, negative when the move lowers bits
+class _Moves:
+    """What changing each group by one bit would do; each tensor (all learned groups,).
+
+    gain     fall of the estimated loss, negative when bits are lowered
+    price    rise of the cost, negative when bits are lowered
+    allowed  the new width is a candidate
+    """
+
+    gain: Tensor
+    price: Tensor
+    allowed: Tensor
+
+    def best(self, among: Tensor) -> int:
+        """The allowed group with the most gain per price (raising) or the least loss per saving (lowering)."""
+        ratio = self.gain / torch.where(self.price >= 0, self.price.clamp(min=1e-30), self.price)
+        sign = -1.0 if bool((self.price < 0).any()) else 1.0
+        return int(torch.where(among & self.allowed, sign * ratio, -torch.inf).argmax())
 
 
 @torch.no_grad()
@@ -60,9 +72,17 @@ class _State:
     def __init__(self, model: nn.Module, sensitivity: Sensitivity, budget: Budget) -> None:
         self.shape: Costs = costs(model)
         self.budget = budget
+        quantizers = sensitivity.quantizers
+        self.learned = tuple(quantizers)
         self.bits: BitTable = {name: value.cpu() for name, value in bits_in_force(model).items()}
-        self.low = {name: q.candidates[0] for name, q in sensitivity.quantizers.items()}
-        self.tables = {name: falling(table) for name, table in sensitivity.tables.items()}
+        self.flat = torch.cat([self.bits[name] for name in quantizers])
+        # Views of the flat vector: one change is seen by both.
+        self.bits |= dict(zip(quantizers, self.flat.split([q.bit_groups for q in quantizers.values()]), strict=True))
+        self.low = torch.cat([torch.full((q.bit_groups,), q.candidates[0]) for q in quantizers.values()])
+        self.high = torch.cat([torch.full((q.bit_groups,), q.candidates[-1]) for q in quantizers.values()])
+        widest = max(table.shape[1] for table in sensitivity.tables.values())
+        tables = [falling(sensitivity.tables[name]) for name in quantizers]
+        self.table = torch.cat([F.pad(table, (0, widest - table.shape[1])) for table in tables])
 
     def spent(self) -> float:
         return float(self.budget.spent(self.shape, self.bits))
@@ -70,64 +90,59 @@ class _State:
     def room(self) -> float:
         return self.budget.limit * (1 + 1e-9) - self.spent()
 
-    def moves(self, delta: int) -> list[_Move]:
-        """Every allowed change by `delta` of a single group."""
+    def moves(self, delta: int) -> _Moves:
+        """Every change by `delta` of a single group."""
         with torch.enable_grad():
-            leaves = {name: self.bits[name].clone().requires_grad_() for name in self.tables}
-            spent = self.budget.spent(self.shape, {**self.bits, **leaves})
-            prices = torch.autograd.grad(spent, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        found = []
-        for (name, table), price in zip(self.tables.items(), prices, strict=True):
-            for group, bits in enumerate(self.bits[name].long().tolist()):
-                column = bits - self.low[name]
-                if 0 <= column + delta < table.shape[1]:
-                    gain = float(table[group, column] - table[group, column + delta])
-                    found.append(_Move(name, group, delta, gain, float(price[group]) * delta))
-        return found
-
-    def apply(self, move: _Move) -> None:
-        self.bits[move.name][move.group] += move.delta
-
-    def undo(self, move: _Move) -> None:
-        self.bits[move.name][move.group] -= move.delta
+            leaf = self.flat.clone().requires_grad_()
+            sizes = [len(self.bits[name]) for name in self.learned]
+            parts = dict(zip(self.learned, leaf.split(sizes), strict=True))
+            (price,) = torch.autograd.grad(self.budget.spent(self.shape, {**self.bits, **parts}), leaf)
+        column = (self.flat - self.low).long().unsqueeze(1)
+        target = (column + delta).clamp(0, self.table.shape[1] - 1)
+        gain = (self.table.gather(1, column) - self.table.gather(1, target)).squeeze(1)
+        new = self.flat + delta
+        return _Moves(gain, price * delta, (new >= self.low) & (new <= self.high))
 
     def lower_to_budget(self) -> None:
         while self.room() < 0:
-            moves = [move for move in self.moves(-1) if move.price < 0]
-            if not moves:
+            moves = self.moves(-1)
+            saving = moves.price < 0
+            if not bool((saving & moves.allowed).any()):
                 raise BudgetError(
                     f"the smallest allowed bits cost {self.spent():.4f} {self.budget.unit}, over {self.budget.limit:.4f}"
                 )
-            self.apply(min(moves, key=lambda move: move.gain / move.price))
+            self.flat[moves.best(saving)] -= 1
 
     def raise_in_budget(self) -> None:
         while True:
-            room = self.room()
-            moves = [move for move in self.moves(+1) if move.price <= room]
-            if not moves:
+            moves = self.moves(+1)
+            fitting = moves.price <= self.room()
+            if not bool((fitting & moves.allowed).any()):
                 return
-            self.apply(max(moves, key=lambda move: move.gain / max(move.price, 1e-30)))
+            self.flat[moves.best(fitting)] += 1
 
     def exchange(self) -> None:
         """Raise the best group and pay with the cheapest ones, while the sum of gains is positive."""
-        refused: set[tuple[str, int]] = set()
+        open_groups = torch.ones(len(self.flat), dtype=torch.bool)
         for _ in range(MOST_EXCHANGES):
-            raises = [m for m in self.moves(+1) if (m.name, m.group) not in refused]
-            if not raises:
+            raises = self.moves(+1)
+            if not bool((open_groups & raises.allowed).any()):
                 return
-            best = max(raises, key=lambda move: move.gain / max(move.price, 1e-30))
-            made = [best]
-            self.apply(best)
-            while self.room() < 0:
-                payments = [m for m in self.moves(-1) if m.price < 0 and (m.name, m.group) != (best.name, best.group)]
-                if not payments:
+            raised = raises.best(open_groups)
+            before, gain = self.flat.clone(), float(raises.gain[raised])
+            self.flat[raised] += 1
+            while self.room() < 0 and gain > 0:
+                payments = self.moves(-1)
+                saving = payments.price < 0
+                saving[raised] = False
+                if not bool((saving & payments.allowed).any()):
                     break
-                made.append(min(payments, key=lambda move: move.gain / move.price))
-                self.apply(made[-1])
-            if self.room() < 0 or sum(move.gain for move in made) <= 0:
-                for move in reversed(made):
-                    self.undo(move)
-                refused.add((best.name, best.group))
+                paid = payments.best(saving)
+                gain += float(payments.gain[paid])
+                self.flat[paid] -= 1
+            if self.room() < 0 or gain <= 0:
+                self.flat.copy_(before)
+                open_groups[raised] = False
 
 
 def falling(table: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from .convert import named_quantizers
+from .quantizer import named_quantizers
 
 
 def parameter_groups(

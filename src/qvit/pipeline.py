@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import nn
 
 import qvit_runtime
@@ -42,7 +41,7 @@ from .fit import FitResult, fit
 from .fit_config import FitConfig
 from .float_model import create_float_model
 from .freeze import freeze
-from .placement import format_placement, placement
+from .processes import is_main, process_state
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .spec import FixedBits, Spec
@@ -53,13 +52,14 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Context:
-    """What all rows of a recipe share."""
+    """What all rows of a recipe share; `cache` is the folder of teacher logits, beside the run directories."""
 
     recipe: Recipe
     model: nn.Module
     data: DataConfig
     splits: Splits
     quiet: bool
+    cache: Path = Path("teacher_cache")
 
 
 def open_recipe(recipe: Recipe, quiet: bool = False, max_eval_images: int | None = None) -> Context:
@@ -80,10 +80,10 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
     """
     if is_main() and not resume and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another --out, or continue it with --resume")
-    context = open_recipe(recipe, quiet)
+    context = dataclasses.replace(open_recipe(recipe, quiet), cache=out.parent / "teacher_cache")
     if recipe.method == "float":
         return train_float_row(context, out, recipe.fit, resume)
-    check_budget(quantize(context.model, recipe.quantize), recipe.budget)
+    check_budget(quantize(context.model, recipe.quantize, quiet=True), recipe.budget)
     if recipe.train_float is not None:
         train_float_row(context, out / "float", recipe.train_float, resume)
     if recipe.uniform_baseline:
@@ -92,11 +92,6 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
         row = dataclasses.replace(recipe, quantize=uniform, budget=None)
         quantized_row(context, out / f"uniform{bits.bits}", row, f"uniform {bits.bits}-bit", resume)
     return quantized_row(context, out, recipe, row_name(recipe.quantize), resume)
-
-
-def is_main() -> bool:
-    """Whether this process writes files."""
-    return bool(PartialState().is_main_process)
 
 
 def row_name(spec: Spec) -> str:
@@ -134,9 +129,7 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text())
     config = _start(context, run, row)
-    model = quantize(context.model, row.quantize)
-    if is_main() and not context.quiet:
-        print(format_placement(placement(model)), file=sys.stderr)
+    model = quantize(context.model, row.quantize, quiet=context.quiet or not is_main())
     calibrate(model, context.splits.calibration, calibration_batches(row, context.data))
     result = _fit(context, model, run, config, row.budget, resume)
     model.eval()
@@ -161,7 +154,7 @@ def _fit(
         model,
         context.splits.train,
         budget=budget,
-        teacher=_teacher(context, config, run) if config.distillation > 0 else None,
+        teacher=_teacher(context, config) if config.distillation > 0 else None,
         config=config,
         order=context.splits.order,
         data=context.data,
@@ -172,11 +165,11 @@ def _fit(
     )
 
 
-def _teacher(context: Context, config: FitConfig, run: Run) -> nn.Module | Teacher:
-    """The float model; with config.cache_teacher, its logits from a file beside the run directories."""
+def _teacher(context: Context, config: FitConfig) -> nn.Module | Teacher:
+    """The float model; with config.cache_teacher, its logits from a file that all rows share."""
     if not config.cache_teacher:
         return context.model
-    process = PartialState()
+    process = process_state()
     data = dataclasses.replace(context.data, workers=0, cache_decoded=False, eval_batch_size=1)
     key = {
         "data": to_values(data),
@@ -188,7 +181,7 @@ def _teacher(context: Context, config: FitConfig, run: Run) -> nn.Module | Teach
     batches = round(config.epochs * context.splits.train_batches) + config.accumulate
     return CachedTeacher(
         context.model.to(process.device),
-        run.folder.parent / "teacher_cache",
+        context.cache,
         key,
         batches,
         context.data.batch_size // process.num_processes,
@@ -314,7 +307,7 @@ def load(run: Path | str) -> nn.Module:
     bare = dataclasses.replace(recipe.model, checkpoint="", pretrained=False)
     model = create_float_model(bare)
     if recipe.method != "float":
-        model = quantize(model, recipe.quantize)
+        model = quantize(model, recipe.quantize, quiet=True)
     model.load_state_dict(tensors)
     return model.eval()
 

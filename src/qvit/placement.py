@@ -24,9 +24,8 @@ from timm.models.vision_transformer import LayerScale
 from torch import nn
 
 from .attention import QuantAttention, QuantWindowAttention
-from .convert import require_quantized
 from .layers import QuantConv2d, QuantLinear
-from .quantizer import Quantizer
+from .quantizer import Quantizer, require_quantized
 
 Bits = int | list[int]
 

@@ -192,3 +192,20 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         sign = "signed" if self.signed else "unsigned"
         return f"{self.bits_spec}, {sign}, bit_groups={self.bit_groups}, scale_groups={self.scale_groups}"
+
+
+def named_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """Tensor name -> quantizer, in the order of the model: 'blocks.0.attn.qkv.weight', 'blocks.0.attn.q', ..."""
+    return {
+        name.removesuffix("_quantizer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, Quantizer)
+    }
+
+
+def require_quantized(model: nn.Module) -> dict[str, Quantizer]:
+    """named_quantizers, or ValueError when there are none."""
+    quantizers = named_quantizers(model)
+    if not quantizers:
+        raise ValueError(f"this {type(model).__name__} has no quantizers; call qvit.quantize(model, spec) first")
+    return quantizers

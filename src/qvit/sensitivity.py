@@ -30,9 +30,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .convert import require_quantized
 from .fake_quantize import code_range, grouped
-from .quantizer import Quantizer
+from .quantizer import Quantizer, require_quantized
 
 
 class Sensitivity:

@@ -84,8 +84,9 @@ class TrainingState:
         try:
             self._load(tensors, state)
         except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{saved[-1]} does not fit this recipe ({error}); use the recipe that made it, or another run directory"
+                f"{saved[-1]} does not fit this recipe ({reason}); use the recipe that made it, or another run directory"
             ) from error
         return int(state["step"])
 

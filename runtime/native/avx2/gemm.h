@@ -37,7 +37,8 @@ template <Epilogue kEpilogue, bool kOneBlock>
 inline void finish_tile(const GemmArgs& g, const Tile& t, const int32_t* acc, const float* partial) {
   constexpr bool kToCodes = kEpilogue == Epilogue::kCodes || kEpilogue == Epilogue::kGeluCodes;
   const Columns bias(g.bias + t.column), scale(g.scale + t.column);
-  const Columns levels(kToCodes ? g.levels + t.column : g.bias), factor(kEpilogue == Epilogue::kGeluCodes ? g.grid_factor + t.column : g.bias),
+  const Columns levels(kToCodes ? g.levels + t.column : g.bias),
+      factor(kEpilogue == Epilogue::kGeluCodes ? g.grid_factor + t.column : g.bias),
       shift(kEpilogue == Epilogue::kGeluCodes ? g.grid_shift + t.column : g.bias);
   const __m256i* corrections = reinterpret_cast<const __m256i*>(g.correction + t.column);
   const __m256i correction_lo = _mm256_loadu_si256(corrections), correction_hi = _mm256_loadu_si256(corrections + 1);
@@ -150,10 +151,13 @@ inline void widen_rows(const GemmArgs& g, int row, int rows) {
   for (int r = 0; r < rows; ++r) {
     const uint8_t* from = g.a + (row + r) * g.a_stride;
     int16_t* to = g.wide + ((row + r) % g.chunk_rows) * stride;
-    for (ptrdiff_t k = 0; k < inputs + qvit::kQuad; k += 16) {  // a last quad may reach past the row: see kSlack
+    ptrdiff_t k = 0;
+    for (; k + 16 <= inputs; k += 16) {
       const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k), _mm256_cvtepu8_epi16(bytes));
     }
+    for (; k < inputs; ++k) to[k] = from[k];
+    for (; k < inputs + qvit::kQuad; ++k) to[k] = 0;  // a last quad reaches past the row
   }
 }
 
@@ -172,8 +176,7 @@ void gemm_with(const GemmArgs& g) {
       const int valid = g.columns - column < kPanel ? g.columns - column : kPanel;
       for (int row = 0; row < chunk_rows; row += kTileRows) {
         const int rows = chunk_rows - row < kTileRows ? chunk_rows - row : kTileRows;
-        one_tile<kEpilogue>(g, {chunk + row, rows, column, valid}, g.b + p * panel_bytes, g.runs + p * g.blocks,
-                            quads);
+        one_tile<kEpilogue>(g, {chunk + row, rows, column, valid}, g.b + p * panel_bytes, g.runs + p * g.blocks, quads);
       }
     }
   }

@@ -47,7 +47,8 @@ void quantize(const qvit::QuantizeArgs& q) {
       steps[half] = _mm256_sub_ps(code, low);
     }
     const __m256 most = splat(255.0f);
-    store_bytes(q.codes + i, to_codes(steps[0], steps[1], most, most), static_cast<int>(q.count - i < 16 ? q.count - i : 16));
+    store_bytes(q.codes + i, to_codes(steps[0], steps[1], most, most),
+                static_cast<int>(q.count - i < 16 ? q.count - i : 16));
   }
 }
 

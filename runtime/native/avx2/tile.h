@@ -7,8 +7,8 @@
 // multiply ports and the six-wide front end are nearly full. Every register is taken, and GCC, given intrinsics, spills
 // accumulators into the loop (measured: 98 instead of 188 GMAC/s a core), so registers are named by hand.
 //
-// vpmaddubsw reads ymm14 as unsigned (activations) and the panel as signed; lanes are 16-bit sums of two products, exact
-// for `run` quads (layout.h). At the end of a run vpmaddwd with ones adds the two lanes of a column into 32 bits.
+// vpmaddubsw reads ymm14 as unsigned (activations) and the panel as signed; lanes are 16-bit sums of two products,
+// exact for `run` quads (layout.h). At the end of a run vpmaddwd with ones adds the two lanes of a column into 32 bits.
 #pragma once
 
 #include <immintrin.h>
@@ -126,8 +126,8 @@ alignas(32) constexpr int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1
                : QVIT_CLOBBERS)
 // clang-format on
 
-#define QVIT_EACH_ROW_COUNT(DO, ...) \
-  switch (rows) {                    \
+#define QVIT_EACH_ROW_COUNT(DO, ...)                  \
+  switch (rows) {                                     \
     case 1: DO(1 __VA_OPT__(, ) __VA_ARGS__); break;  \
     case 2: DO(2 __VA_OPT__(, ) __VA_ARGS__); break;  \
     case 3: DO(3 __VA_OPT__(, ) __VA_ARGS__); break;  \

@@ -50,7 +50,8 @@ inline __m512 scaled(const int32_t* sums, int r, int p, __m512 scale, __m512 sta
 
 // One panel, complete or not, on its way out.
 template <Epilogue kEpilogue, typename Start>
-inline void finish_panel(const GemmArgs& g, const Tile& t, int p, const int32_t* sums, const float* scales, Start start) {
+inline void finish_panel(const GemmArgs& g, const Tile& t, int p, const int32_t* sums, const float* scales,
+                         Start start) {
   constexpr bool kToCodes = kEpilogue == Epilogue::kCodes || kEpilogue == Epilogue::kGeluCodes;
   const ptrdiff_t column = (t.panel + p) * static_cast<ptrdiff_t>(kPanel), stride = g.out_stride;
   const ptrdiff_t first = t.row * stride + column;
@@ -70,7 +71,8 @@ inline void finish_panel(const GemmArgs& g, const Tile& t, int p, const int32_t*
     if constexpr (kToCodes) {
       _mm_mask_storeu_epi8(codes + r * stride, valid, to_codes(v, levels));
     } else {
-      if constexpr (kEpilogue == Epilogue::kAdd) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(valid, residual + r * stride));
+      if constexpr (kEpilogue == Epilogue::kAdd)
+        v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(valid, residual + r * stride));
       _mm512_mask_storeu_ps(out + r * stride, valid, v);
     }
   }
@@ -107,7 +109,8 @@ inline void finish_codes(const GemmArgs& g, const Tile& t, const int32_t* sums, 
       }
       steps[p] = _mm512_cvtps_epi32(v);
     }
-    const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(steps[0], steps[1]), _mm512_packs_epi32(steps[2], steps[3]));
+    const __m512i bytes =
+        _mm512_packus_epi16(_mm512_packs_epi32(steps[0], steps[1]), _mm512_packs_epi32(steps[2], steps[3]));
     _mm512_storeu_si512(codes + r * stride, _mm512_min_epu8(_mm512_permutexvar_epi32(order, bytes), levels));
   }
 }
@@ -126,7 +129,8 @@ inline void finish_values(const GemmArgs& g, const Tile& t, const int32_t* sums,
 #pragma GCC unroll 4
     for (int p = 0; p < kTilePanels; ++p) {
       __m512 v = gelu_of(scaled(sums, r, p, scale[p], start.at(r, p)));
-      if constexpr (kEpilogue == Epilogue::kAdd) v = _mm512_add_ps(v, _mm512_loadu_ps(residual + r * stride + p * kPanel));
+      if constexpr (kEpilogue == Epilogue::kAdd)
+        v = _mm512_add_ps(v, _mm512_loadu_ps(residual + r * stride + p * kPanel));
       _mm512_storeu_ps(out + r * stride + p * kPanel, v);
     }
   }
@@ -196,7 +200,8 @@ inline void one_tile(const GemmArgs& g, const Tile& t, int quads) {
 
 template <Epilogue kEpilogue>
 void gemm_with(const GemmArgs& g) {
-  const int panels = static_cast<int>(qvit::panels_of(g.columns)), quads = static_cast<int>(qvit::quads_of(g.block_width));
+  const int panels = static_cast<int>(qvit::panels_of(g.columns)),
+            quads = static_cast<int>(qvit::quads_of(g.block_width));
   const float* gelu = kHasGelu<kEpilogue> ? qvit::gelu_table() : nullptr;
   for (int chunk = 0; chunk < g.rows; chunk += g.chunk_rows) {
     const int end = g.rows - chunk < g.chunk_rows ? g.rows : chunk + g.chunk_rows;

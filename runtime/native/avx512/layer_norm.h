@@ -50,7 +50,8 @@ void layer_norm(const qvit::LayerNormArgs& n) {
     }
     for (int c = 0; c < n.width; c += 16) {
       const __mmask16 inside = first_columns(n.width - c);
-      const __m512 weight = _mm512_maskz_loadu_ps(inside, n.weight + c), bias = _mm512_maskz_loadu_ps(inside, n.bias + c);
+      const __m512 weight = _mm512_maskz_loadu_ps(inside, n.weight + c),
+                   bias = _mm512_maskz_loadu_ps(inside, n.bias + c);
       const __m512 levels = n.codes != nullptr ? _mm512_maskz_loadu_ps(inside, n.levels + c) : bias;
       for (int r = 0; r < rows; ++r) {
         const ptrdiff_t at = start + static_cast<ptrdiff_t>(r) * n.width + c;

@@ -4,8 +4,9 @@
 //   zmm0..3   one quad of up to four panels, 16 columns each (a quad of a panel is one register, see layout.h)
 //   zmm4,5    four bytes of a row, broadcast          zmm8..31  sums: row r, panel p in zmm(8 + 4 r + p)
 //
-// A quad of 6 rows x 4 panels is 24 vpdpbusd and 10 loads: 1536 multiply-adds. As in avx2/tile.h the registers are named
-// by hand; from intrinsics GCC 12 copies and spills every sum in the loop (measured: 106 instead of 227 GMAC/s a core).
+// A quad of 6 rows x 4 panels is 24 vpdpbusd and 10 loads: 1536 multiply-adds. As in avx2/tile.h the registers are
+// named by hand; from intrinsics GCC 12 copies and spills every sum in the loop (measured: 106 instead of 227 GMAC/s a
+// core).
 #pragma once
 
 #include <cstddef>

@@ -18,12 +18,12 @@ namespace {
 
 int failures = 0;
 
-#define CHECK(condition)                                                      \
-  do {                                                                        \
-    if (!(condition)) {                                                       \
-      ++failures;                                                             \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);     \
-    }                                                                         \
+#define CHECK(condition)                                                  \
+  do {                                                                    \
+    if (!(condition)) {                                                   \
+      ++failures;                                                         \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+    }                                                                     \
   } while (false)
 
 std::mt19937 random_bits(1);
@@ -41,7 +41,11 @@ std::vector<const Kernels*> paths() {
 // One GEMM with everything it points to, `off` bytes off alignment where alignment is not promised.
 struct Gemm {
   Gemm(int rows, int inputs, int columns, int blocks, int bits, int weight_bits, Epilogue epilogue, int off)
-      : inputs(inputs), columns(columns), a(rows * inputs + kSlack + off), out(rows * columns + 1), residual(out.size()),
+      : inputs(inputs),
+        columns(columns),
+        a(rows * inputs + kSlack + off),
+        out(rows * columns + 1),
+        residual(out.size()),
         codes(rows * columns + off + 1) {
     const int width = inputs / blocks;
     const int64_t padded = panels_of(columns) * kPanel;
@@ -169,8 +173,8 @@ void test_rows() {
       kernels->layer_norm(
           {x.data(), rows, width, weight.data(), bias.data(), 1e-6f, nullptr, bytes.data(), levels.data()});
       for (int r = 0; r < rows; ++r) std::copy_n(x.data() + r * width, width, scores.data() + r * padded);
-      SoftmaxArgs s{scores.data(), padded, rows, width, constants.data(), constants.data(), p.data(), nullptr, padded,
-                    0, 0, 0};
+      SoftmaxArgs s{scores.data(), padded, rows, width, constants.data(), constants.data(), p.data(), nullptr,
+                    padded,        0,      0,    0};
       kernels->softmax(s);
       for (int r = 0; r < rows; ++r) {
         std::copy_n(x.data() + r * width, width, scores.data() + r * padded);
@@ -205,7 +209,8 @@ void test_pack() {
       std::vector<uint8_t> codes(static_cast<size_t>(rows * stride));
       for (auto& c : codes) c = static_cast<uint8_t>(pick(0, 255));
       for (const bool values : {false, true}) {
-        const int64_t bytes = values ? panels_of(width) * quads_of(rows) * kQuadBytes : panels_of(rows) * quads_of(width) * kQuadBytes;
+        const int64_t bytes =
+            values ? panels_of(width) * quads_of(rows) * kQuadBytes : panels_of(rows) * quads_of(width) * kQuadBytes;
         const int64_t columns = panels_of(values ? width : rows) * kPanel;
         Aligned<int8_t> first(bytes), second(bytes);
         std::vector<int32_t> sums(static_cast<size_t>(columns)), others(sums);
@@ -271,7 +276,8 @@ Program block_program(int tokens, int heads, int dim, int bits) {
   p.ops.push_back({Kind::kSoftmax, {scores}, soft, {-1, -1}, {}, {}});
   p.ops.push_back({Kind::kQuantize, {soft}, map, {}, {}, {}});
   const int mixed = values({heads, tokens, dim}), mixed_codes = codes({heads, tokens, dim}, true, 0.1f);
-  const int merged = codes({tokens, channels}, true, 0.1f), proj = values({tokens, channels}), sum = values({tokens, channels});
+  const int merged = codes({tokens, channels}, true, 0.1f), proj = values({tokens, channels}),
+            sum = values({tokens, channels});
   p.ops.push_back({Kind::kAttentionValue, {map, part[2]}, mixed, {}, {}, {}});
   p.ops.push_back({Kind::kQuantize, {mixed}, mixed_codes, {}, {}, {}});
   p.ops.push_back({Kind::kMergeHeads, {mixed_codes}, merged, {}, {}, {}});
@@ -309,7 +315,8 @@ void test_engine() {
           std::atomic<int> wrong{0};
           for (int i = 0; i < 3; ++i) {
             callers.emplace_back([&] {
-              for (int k = 0; k < 3; ++k) wrong += run(engine, images, batch) != expected || run(single, images, batch) != expected;
+              for (int k = 0; k < 3; ++k)
+                wrong += run(engine, images, batch) != expected || run(single, images, batch) != expected;
             });
           }
           for (std::thread& caller : callers) caller.join();

@@ -1,0 +1,26 @@
+"""Which process this is, of how many: Accelerate's answer, asked for in one way.
+
+Whoever asks Accelerate first decides for the whole process, and without `cpu=True` it ignores that torchrun started several
+processes on a machine without an accelerator: each would train alone and all would write the same files.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+
+def on_cpu() -> bool:
+    """Train on the CPU: asked for (`accelerate launch --cpu`), or there is nothing else."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_CPU")) or not torch.accelerator.is_available()
+
+
+def process_state() -> PartialState:
+    """Index, number and device of this process."""
+    return PartialState(cpu=on_cpu())
+
+
+def is_main() -> bool:
+    """Whether this process writes files."""
+    return bool(process_state().is_main_process)

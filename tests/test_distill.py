@@ -1,0 +1,93 @@
+"""Distillation: the loss by hand, a teacher that stays as it is, and a cache that changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qvit.distill import CachedTeacher, Teacher, distillation_loss, fingerprint
+from qvit.fit_config import FitConfig
+from toy_models import images, vit
+from toy_training import QUICK, toy_model, toy_run
+
+
+def test_loss_by_hand() -> None:
+    student, teacher = torch.randn(6, 5), torch.randn(6, 5)
+    p, q = (teacher / 2).softmax(1), (student / 2).softmax(1)
+    expected = 4 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(distillation_loss(student, teacher, 2.0), expected)
+    assert distillation_loss(teacher, teacher, 3.0).abs() < 1e-6
+
+
+def test_the_teacher_stays_trainable() -> None:
+    """The same float model is quantized again for the next row of a table; frozen parameters would not train there."""
+    model = vit(depth=1)
+    logits = Teacher(model).logits(images(model), 0)
+    assert not logits.requires_grad
+    assert all(p.requires_grad for p in model.parameters())
+
+
+class Counting(nn.Module):
+    """Counts forward passes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.model(x)
+
+
+def test_cache_keeps_float16_rows_and_saves_the_work(tmp_path: Path) -> None:
+    model = Counting(vit(depth=1))
+    batch = images(model.model, 4)
+    cache = CachedTeacher(model, tmp_path, {"seed": 0}, steps=3, batch=4, classes=5)
+    first, again = cache.logits(batch, 1), cache.logits(batch, 1)
+    reopened = CachedTeacher(model, tmp_path, {"seed": 0}, steps=3, batch=4, classes=5).logits(batch, 1)
+    assert model.calls == 1
+    assert torch.equal(first, again)
+    assert torch.equal(first, reopened)
+    torch.testing.assert_close(first, model.model(batch).detach(), rtol=1e-3, atol=1e-3)
+    cache.logits(batch, 0)
+    assert model.calls == 2
+    CachedTeacher(model, tmp_path, {"seed": 1}, steps=3, batch=4, classes=5).logits(batch, 1)
+    assert model.calls == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_row_that_was_being_written_is_made_again(tmp_path: Path) -> None:
+    model = Counting(vit(depth=1))
+    batch = images(model.model, 4)
+    cache = CachedTeacher(model, tmp_path, {}, steps=1, batch=4, classes=5)
+    whole = cache.logits(batch, 0)
+    cache.rows[0, 2:] = 0  # a kill after half of the row
+    assert torch.equal(cache.logits(batch, 0), whole)
+    assert model.calls == 2
+    cache.rows.flush()
+    assert np.load(next(tmp_path.iterdir())).shape == (1, 4, 6)
+
+
+def test_training_with_a_cached_teacher_is_the_same(tmp_path: Path) -> None:
+    config = FitConfig(epochs=1, distillation=1.0, allocation=QUICK, learning_rate=1e-4)
+    ends = []
+    for cached in (False, True):
+        teacher = Counting(vit(depth=1, seed=3))
+        used = CachedTeacher(teacher, tmp_path, {}, steps=6, batch=16, classes=5) if cached else teacher
+        model, _ = toy_run(config, teacher=used, evaluation=None)
+        ends.append(model.state_dict()["blocks.0.mlp.fc1.weight"])
+        assert teacher.calls == (6 if cached else 7)  # the probe before step 0 sees the batch of step 0
+    start = toy_model().state_dict()["blocks.0.mlp.fc1.weight"]
+    assert (ends[0] - ends[1]).norm() < 0.05 * (ends[0] - start).norm()
+
+
+def test_fingerprint_sees_every_weight() -> None:
+    model = vit(depth=1)
+    before = fingerprint(model)
+    assert fingerprint(vit(depth=1)) == before
+    with torch.no_grad():
+        model.get_parameter("head.bias")[0] += 1e-3
+    assert fingerprint(model) != before

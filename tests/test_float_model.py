@@ -1,0 +1,118 @@
+"""The float model: unknown names and arguments, and checkpoints that do not fit or should not be opened."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from qvit.float_model import create_float_model
+from qvit.recipe import ModelConfig
+from qvit.runs import CheckpointError
+
+SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def make(checkpoint: Path | str = "", num_classes: int = 4, **changes: object) -> nn.Module:
+    arguments = {**SMALL, **changes}
+    return create_float_model(ModelConfig("vit_tiny_patch16_224", arguments, False, str(checkpoint), num_classes))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("wrapped", [None, "model", "state_dict"])
+def test_weights_come_back(suffix: str, wrapped: str | None, tmp_path: Path) -> None:
+    model, path = make(), tmp_path / f"weights{suffix}"
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    if suffix == ".pth":
+        torch.save({wrapped: state, "epoch": 3} if wrapped else state, path)
+    elif wrapped is None:
+        save_file(state, path)
+    else:
+        pytest.skip("safetensors files are flat")
+    loaded = make(path)
+    assert not loaded.training
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
+def test_unknown_name_lists_similar_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"timm has no model 'deit_tinny_patch16_224'; similar: .*deit_tiny_patch16_224"
+    ):
+        create_float_model(ModelConfig("deit_tinny_patch16_224"))
+
+
+def test_unknown_argument() -> None:
+    with pytest.raises(ValueError, match=r"timm cannot make vit_tiny_patch16_224 with .*depht.*: .*depht"):
+        make(depht=3)
+
+
+def test_wrong_number_of_classes_is_said(tmp_path: Path) -> None:
+    save_file(make(num_classes=7).state_dict(), tmp_path / "w.safetensors")
+    text = (
+        r"does not fit the model: 2 of another shape \(head.bias is \(7,\), the model has \(4,\), "
+        r"head.weight is \(7, 16\), the model has \(4, 16\)\). Check .*num_classes"
+    )
+    with pytest.raises(CheckpointError, match=text):
+        make(tmp_path / "w.safetensors")
+
+
+def test_missing_and_unknown_keys_are_counted_and_named(tmp_path: Path) -> None:
+    state = make(depth=2).state_dict()
+    del state["cls_token"]
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"1 missing \(cls_token\); 12 unknown \(blocks.1.attn.proj.bias, .*, \.\.\.\)"
+    ):
+        make(tmp_path / "w.safetensors")
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(Evil.target),)
+
+    target = Path()
+
+
+def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
+    Evil.target = tmp_path / "owned"
+    torch.save({"model": Evil()}, tmp_path / "zip.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
+    for name in ("zip.pth", "plain.pth"):
+        with pytest.raises(
+            CheckpointError, match=rf"{name} cannot be read as weights \(UnpicklingError\); give a .saf"
+        ):
+            make(tmp_path / name)
+    assert not Evil.target.exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("keep", [0, 7, 100, -20], ids=["empty", "7-bytes", "100-bytes", "cut-tail"])
+def test_truncated_files_are_refused(name: str, keep: int, tmp_path: Path) -> None:
+    path = tmp_path / name
+    state = make().state_dict()
+    if name.endswith(".pth"):
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read as weights"):
+        make(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, torch.zeros(2)], ids=["list", "numbers", "tensor"])
+def test_what_is_no_state_dict(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"holds no state_dict; expected names mapped to tensors"):
+        make(tmp_path / "w.pth")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*none.pth"):
+        make(tmp_path / "none.pth")

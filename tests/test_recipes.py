@@ -1,0 +1,79 @@
+"""Every recipe in the repository loads, has a reachable budget, and passes its dry run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from qvit.budget import BudgetError, check_budget
+from qvit.convert import quantize
+from qvit.dry_run import dry_run
+from qvit.float_model import create_float_model
+from qvit.recipe import Recipe, load_recipe
+from toy_models import uniform
+
+ROOT = Path(__file__).parent.parent / "recipes"
+RECIPES = sorted(ROOT.rglob("*.toml"))
+QUICK = ("demo", "swin_headwise_3bit")  # one of each architecture in the default suite; every recipe in `make test-all`
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def test_there_are_recipes() -> None:
+    assert {p.stem for p in RECIPES} >= set(QUICK)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_loads_and_the_budget_is_reachable(path: Path) -> None:
+    recipe = load_recipe(path)
+    bare = dataclasses.replace(recipe.model, checkpoint="", pretrained=False)
+    model = create_float_model(bare)
+    if recipe.method == "qvit":
+        check_budget(quantize(model, recipe.quantize), recipe.budget)
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=name_of(p), marks=[] if p.stem in QUICK else pytest.mark.slow) for p in RECIPES]
+)
+def test_dry_run(path: Path) -> None:
+    recipe = load_recipe(path)
+    lines = dry_run(recipe)
+    kinds = [line.partition(":")[0] for line in lines]
+    expected = ["model", "data", "training"]
+    if recipe.method == "qvit":
+        expected = ["model", "data", *(["budget"] if recipe.budget else []), "training", "freeze"]
+    assert kinds == expected
+    assert "2 of 4 steps done" in " ".join(lines)
+
+
+def small(**changes: object) -> Recipe:
+    recipe = load_recipe(ROOT / "demo.toml")
+    arguments = {**recipe.model.arguments, "depth": 1, "embed_dim": 16, "num_heads": 2}
+    model = dataclasses.replace(recipe.model, arguments=arguments)
+    return dataclasses.replace(recipe, **{"model": model, "quantize": uniform(4), "budget": None, **changes})  # type: ignore[arg-type]
+
+
+def test_dry_run_needs_neither_data_nor_weights() -> None:
+    """The data set and the checkpoint of the recipe do not exist; a large accumulation is no obstacle either."""
+    recipe = small()
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, checkpoint="nowhere.safetensors"),
+        data=dataclasses.replace(recipe.data, dataset="folder", root="nowhere", batch_size=256),
+        fit=dataclasses.replace(recipe.fit, accumulate=64),
+    )
+    assert dry_run(recipe)[-1].startswith("freeze: ")
+
+
+def test_dry_run_fails_where_the_run_would() -> None:
+    from qvit.budget import Budget
+    from qvit.freeze import FreezeError
+
+    with pytest.raises(BudgetError, match="cannot be met"):
+        dry_run(small(budget=Budget(gbitops=1e-9)))
+    with pytest.raises(FreezeError):
+        dry_run(small(quantize=dataclasses.replace(uniform(4), keep_float=("blocks.0.mlp",))))
