@@ -55,7 +55,9 @@ def choose(names: str) -> list[Contender]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model that qvit supports")
-    parser.add_argument("--model-arguments", default="{}", metavar="JSON", help="for timm.create_model: makes a toy of it")
+    parser.add_argument(
+        "--model-arguments", default="{}", metavar="JSON", help="for timm.create_model: makes a toy of it"
+    )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", choices=ISAS, default="native", help="avx2 forbids wider instructions where it can")
@@ -63,11 +65,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--calibration", type=int, default=32, help="how many other images calibrate")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn; at least one call is made")
-    parser.add_argument("--only", default="", metavar="KEY,...", help="some contenders: " + ", ".join(c.key for c in CONTENDERS))
+    parser.add_argument(
+        "--only", default="", metavar="KEY,...", help="some contenders: " + ", ".join(c.key for c in CONTENDERS)
+    )
     parser.add_argument("--work", metavar="DIR", help="keep prepared files there, and use those that are there already")
     parser.add_argument("--json", metavar="FILE", help="write the result there; - is the standard output")
     parser.add_argument("--markdown", action="store_true", help="print the table")
-    parser.add_argument("--out", nargs="?", const=RESULTS, type=Path, metavar="DIR", help=f"write it to DIR ({RESULTS})")
+    parser.add_argument(
+        "--out", nargs="?", const=RESULTS, type=Path, metavar="DIR", help=f"write it to DIR ({RESULTS})"
+    )
     return parser.parse_args()
 
 
@@ -86,7 +92,7 @@ def contest(options: argparse.Namespace, work: str) -> dict[str, Any]:
     contenders = choose(options.only)
     load_before = os.getloadavg()[0]
     results, others = run(task, contenders, options.rounds, options.seconds)
-    table = rows(contenders, results)
+    table = rows(contenders, results, task.isa)
     return {
         "model": task.model,
         "model_arguments": task.arguments,

@@ -26,6 +26,7 @@ class Contender:
     preparations run before, in this order; each once for all who need it
     load         files -> ready to answer
     int8         a peer with 8-bit integers: one of those whose best is the bar
+    restrictable it can be kept to AVX2 on a processor that has more
     """
 
     key: str
@@ -34,6 +35,7 @@ class Contender:
     preparations: tuple[Preparation, ...]
     load: Callable[[Task], Loaded]
     int8: bool = False
+    restrictable: bool = True
 
 
 ORT, OPENVINO, TORCH = ("onnxruntime",), ("openvino",), ("torch", "timm")
@@ -46,7 +48,7 @@ ENGINE = ("qvit_runtime.engine",)
 CONTENDERS = (
     Contender("eager", "PyTorch eager fp32", TORCH, (network.float_model,), torch_peers.eager),
     Contender("compile", "torch.compile fp32", TORCH, (network.float_model,), torch_peers.inductor),
-    Contender("ort", "ONNX Runtime fp32", ORT, EXPORTED, ort_peers.load_float),
+    Contender("ort", "ONNX Runtime fp32", ORT, EXPORTED, ort_peers.load_float, restrictable=False),
     Contender(
         "ort_static",
         "ONNX Runtime int8 static (QDQ, per channel)",
@@ -54,6 +56,7 @@ CONTENDERS = (
         (*EXPORTED, ort_peers.int8_static),
         ort_peers.load_static,
         int8=True,
+        restrictable=False,
     ),
     Contender(
         "ort_static_products",
@@ -62,6 +65,7 @@ CONTENDERS = (
         (*EXPORTED, ort_peers.int8_static_products),
         ort_peers.load_static_products,
         int8=True,
+        restrictable=False,
     ),
     Contender(
         "ort_dynamic",
@@ -70,10 +74,16 @@ CONTENDERS = (
         (*EXPORTED, ort_peers.int8_dynamic),
         ort_peers.load_dynamic,
         int8=True,
+        restrictable=False,
     ),
-    Contender("openvino", "OpenVINO fp32", OPENVINO, CONVERTED, openvino_peers.load_float),
+    Contender("openvino", "OpenVINO fp32", OPENVINO, CONVERTED, openvino_peers.load_float, restrictable=False),
     Contender(
-        "openvino_default", "OpenVINO float as it comes", OPENVINO, CONVERTED, openvino_peers.load_as_it_comes
+        "openvino_default",
+        "OpenVINO float as it comes",
+        OPENVINO,
+        CONVERTED,
+        openvino_peers.load_as_it_comes,
+        restrictable=False,
     ),
     Contender(
         "openvino_int8",
@@ -82,6 +92,7 @@ CONTENDERS = (
         (*CONVERTED, openvino_peers.int8),
         openvino_peers.load_int8,
         int8=True,
+        restrictable=False,
     ),
     Contender(
         "torchao",

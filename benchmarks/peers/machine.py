@@ -7,8 +7,16 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8")  # what int8 and float kernels use
-RESTRICTIONS = {  # the environment that keeps a contender to AVX2; ONNX Runtime's MLAS and OpenVINO's copy of it have none
+FLAGS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_int8",
+)  # what int8 and float kernels use
+RESTRICTIONS = {  # the environment that keeps a contender to AVX2; ONNX Runtime and OpenVINO obey none
     "native": {},
     "avx2": {
         "QVIT_CPU": "avx2",

@@ -9,19 +9,24 @@ therefore a harsh measure here, good for comparing contenders, and no forecast o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from .task import Task
 
+if TYPE_CHECKING:  # torch is imported only by those who need it
+    from torch import nn
+
 FLOAT_WEIGHTS = "float.safetensors"
 
 
-def build(task: Task):  # type: ignore[no-untyped-def]  # nn.Module, and torch is imported only where it is needed
+def build(task: Task) -> nn.Module:
     """The timm model with the weights of the task, in eval mode."""
     import timm
     from safetensors.torch import load_model
 
-    model = timm.create_model(task.model, pretrained=False, **task.arguments)
+    model: nn.Module = timm.create_model(task.model, pretrained=False, **task.arguments)
     load_model(model, task.path(FLOAT_WEIGHTS))
     return model.eval()
 
@@ -47,7 +52,7 @@ def float_model(task: Task) -> None:
             else:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
     save_model(model, str(task.path(FLOAT_WEIGHTS)))
-    height, width = model.patch_embed.img_size
+    height, width = model.patch_embed.img_size  # type: ignore[union-attr, misc]
     for name, count, seed in (("images.npy", task.images, 1), ("calibration.npy", task.calibration, 2)):
         np.save(task.path(name), random_images(count, height, width, seed))
     with torch.inference_mode():

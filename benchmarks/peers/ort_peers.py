@@ -30,8 +30,15 @@ def export(task: Task) -> None:
     torch.set_num_threads(task.threads)
     images = torch.from_numpy(task.load("images.npy")[: task.batch])
     exported = task.path(_name(task, "float"))
-    names = {"input_names": ["images"], "output_names": ["logits"]}
-    torch.onnx.export(build(task), (images,), exported, dynamo=True, external_data=False, **names)
+    torch.onnx.export(
+        build(task),
+        (images,),
+        exported,
+        dynamo=True,
+        external_data=False,
+        input_names=["images"],
+        output_names=["logits"],
+    )
     quant_pre_process(str(exported), str(task.path(_name(task, "clean"))))
 
 
@@ -95,7 +102,7 @@ def _load(task: Task, kind: str) -> Loaded:
         logits: np.ndarray = session.run(None, {"images": images})[0]
         return logits
 
-    return Loaded(run, (path,), {"onnxruntime": onnxruntime.__version__, "isa": "chosen by MLAS, cannot be restricted"})
+    return Loaded(run, (path,), {"onnxruntime": onnxruntime.__version__, "kernels": "MLAS"})
 
 
 def load_float(task: Task) -> Loaded:

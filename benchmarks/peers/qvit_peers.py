@@ -10,11 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .network import build
 from .task import Loaded, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qvit import Budget
 
 WIDTHS = (8, 6, 4, 3, 2)
 PROBES = 3
@@ -47,18 +53,18 @@ def programs(task: Task) -> None:
     qvit_runtime.save(qvit.freeze(model, budget, metadata=metadata), _path(task, "mixed"))
 
 
-def _set_all(model, bits: int) -> None:  # type: ignore[no-untyped-def]
+def _set_all(model: nn.Module, bits: int) -> None:
     """Every learned width to `bits`."""
     import torch
 
-    from qvit.convert import named_quantizers
+    from qvit.quantizer import named_quantizers
 
     for quantizer in named_quantizers(model).values():
         if quantizer.is_learned:
             quantizer.set_bits(torch.full((quantizer.bit_groups,), float(bits)))
 
 
-def _mix(model, images, budget) -> None:  # type: ignore[no-untyped-def]
+def _mix(model: nn.Module, images: Tensor, budget: Budget) -> None:
     """Bits per tensor and head under the budget: where `fit` would start, then the lock."""
     import torch
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from .contenders import Contender
 from .machine import busy_seconds, own_seconds
-from .process import Failure, Server, prepare
+from .process import ContenderError, Server, prepare
 from .task import Task
 from .worker import label
 
@@ -56,7 +56,7 @@ def _prepare_once(task: Task, name: str) -> str:
     start = time.perf_counter()
     try:
         prepare(task, name)
-    except Failure as failure:
+    except ContenderError as failure:
         say(f"{name} failed: {failure}")
         return str(failure)
     say(f"{name}: {time.perf_counter() - start:.1f} s")
@@ -76,7 +76,7 @@ def run(task: Task, contenders: Sequence[Contender], rounds: int, seconds: float
     try:
         for contender in contenders:
             if contender.key not in failed:
-                _start(task, contender.key, servers, failed, results)
+                _start(task, contender, servers, failed, results)
         others = _rounds(servers, rounds, seconds, failed, results)
         for key in list(servers):
             if key not in failed:
@@ -90,11 +90,12 @@ def run(task: Task, contenders: Sequence[Contender], rounds: int, seconds: float
 
 
 def _start(
-    task: Task, key: str, servers: dict[str, Server], failed: dict[str, str], results: dict[str, Result]
+    task: Task, contender: Contender, servers: dict[str, Server], failed: dict[str, str], results: dict[str, Result]
 ) -> None:
+    key = contender.key
     try:
-        servers[key] = Server(task, key)
-    except Failure as failure:
+        servers[key] = Server(task, contender)
+    except ContenderError as failure:
         failed[key] = str(failure)
         say(f"{key} failed: {failure}")
         return
@@ -114,7 +115,7 @@ def _rounds(
             if key not in failed:
                 try:
                     results[key]["rounds"].append(servers[key].ask(turn=seconds)["milliseconds"])
-                except Failure as failure:
+                except ContenderError as failure:
                     failed[key] = str(failure)
         say(f"round {index + 1} of {rounds}")
     elapsed = time.perf_counter() - start
@@ -125,7 +126,7 @@ def _finish(task: Task, key: str, server: Server, failed: dict[str, str], result
     """Memory, and how far the logits are from the float model's."""
     try:
         results[key] |= server.ask(finish=True)
-    except Failure as failure:
+    except ContenderError as failure:
         failed[key] = str(failure)
         return
     results[key] |= errors(task.load(f"answers/{key}.npy"), task.load("reference.npy"))

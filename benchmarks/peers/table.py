@@ -45,13 +45,16 @@ def timing(rounds: Sequence[Sequence[float]]) -> Row:
     }
 
 
-def rows(contenders: Sequence[Contender], results: dict[str, Row]) -> list[Row]:
-    """One row per contender, in their order: measurements with ratios, or the reason there are none."""
+def rows(contenders: Sequence[Contender], results: dict[str, Row], isa: str = "native") -> list[Row]:
+    """One row per contender, in their order: measurements with ratios, or the reason there are none. Who could not be
+    kept to the instruction set says so in its title."""
     made = []
     for contender in contenders:
         result = dict(results[contender.key])
         measured = {} if "failed" in result else timing(result.pop("rounds"))
-        made.append({"key": contender.key, "title": contender.title, **measured, **result})
+        free = isa != "native" and not contender.restrictable
+        title = contender.title + f" (not kept to {isa})" * free
+        made.append({"key": contender.key, "title": title, **measured, **result})
     times = {row["key"]: row["ms"] for row in made if "ms" in row}
     best = best_int8(contenders, times)
     for row in made:
@@ -93,4 +96,6 @@ def ratio(value: float | None) -> str:
 def markdown(table_rows: Sequence[Row]) -> str:
     """The table as the README takes it."""
     lines = ["| " + " | ".join(HEAD) + " |", "|---|" + "---:|" * (len(HEAD) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(c.replace("|", "/") for c in cells(row)) + " |" for row in table_rows)])
+    return "\n".join(
+        [*lines, *("| " + " | ".join(c.replace("|", "/") for c in cells(row)) + " |" for row in table_rows)]
+    )

@@ -3,13 +3,19 @@ on CPUs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from .network import FLOAT_WEIGHTS, build
 from .task import Loaded, Run, Task
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def runner(model) -> Run:  # type: ignore[no-untyped-def]
+
+def runner(model: Callable[..., Any]) -> Run:
     """A torch module as a function of numpy arrays. no_grad and not inference_mode: freezing refuses inference tensors."""
     import torch
 
@@ -29,14 +35,15 @@ def set_up(task: Task) -> dict[str, str]:
     return {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
-def compiled(model):  # type: ignore[no-untyped-def]
+def compiled(model: nn.Module) -> Callable[..., Any]:
     """torch.compile with constant folding of the weights; everything else as it comes."""
     import torch
     import torch._inductor.config as inductor
 
     inductor.freezing = True
     inductor.compile_threads = 1  # no pool of helper processes that would still be there when others are measured
-    return torch.compile(model)
+    function: Callable[..., Any] = torch.compile(model)
+    return function
 
 
 def eager(task: Task) -> Loaded:

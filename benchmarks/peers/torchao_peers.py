@@ -3,9 +3,14 @@ torch.compile; eager is measured because it is what a user gets first."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .network import build
 from .task import Loaded, Task
 from .torch_peers import compiled, runner, set_up
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FILE = "torchao_int8.pt"
 
@@ -21,12 +26,12 @@ def int8(task: Task) -> None:
     torch.save(model.state_dict(), task.path(FILE))
 
 
-def _load(task: Task):  # type: ignore[no-untyped-def]
+def _load(task: Task) -> nn.Module:
     import timm
     import torch
     import torchao  # noqa: F401  (registers its tensor classes for loading)
 
-    model = timm.create_model(task.model, pretrained=False, **task.arguments).eval()
+    model: nn.Module = timm.create_model(task.model, pretrained=False, **task.arguments).eval()
     model.load_state_dict(torch.load(task.path(FILE), weights_only=True), assign=True)
     return model
 
