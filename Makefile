@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 NATIVE := runtime/CMakeLists.txt $(wildcard runtime/native/*.* runtime/native/avx*/*.h)
 
-.PHONY: setup demo test test-all lint wheels clean
+.PHONY: setup demo bench test test-all lint wheels clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,10 @@ $(STAMP): constraints.txt pyproject.toml runtime/pyproject.toml $(NATIVE)
 
 demo: $(STAMP)
 	$(BIN)/qvit run recipes/demo.toml --out runs/demo --resume
+
+bench: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/peers.py --out --markdown
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
