@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -117,6 +118,7 @@ def contest(options: argparse.Namespace, work: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the contenders are ended too
     options = parse()
     if options.work:
         Path(options.work).mkdir(parents=True, exist_ok=True)
