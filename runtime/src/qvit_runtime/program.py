@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .integer_ops import IntegerOp
+
 MIN_BITS, MAX_BITS = 2, 8
 
 
@@ -35,7 +37,7 @@ MIN_BITS, MAX_BITS = 2, 8
 class Grid:
     """How the codes of an activation stand for values.
 
-    bits    one width per group, each 2..8
+    bits    one width per group, each 2..8; integer-only ops also know wide codes of 16 and 32 bits, see `integer_ops`
     signed  codes in [-2^(b-1), 2^(b-1) - 1] if true, else [0, 2^b - 1]
     scale   float32 (groups,), positive
     offset  float32 (groups,), in the unit of the values; all zero on a signed grid
@@ -293,6 +295,7 @@ Op = (
     | PatchMerge
     | SelectToken
     | MeanTokens
+    | IntegerOp
 )
 
 
@@ -328,6 +331,7 @@ class Program:
     buffers     by name, the input included
     weights     by name, integer
     constants   by name, float32
+    integers    by name, int32: what integer-only ops name
     preprocess  what to do with an image file
     """
 
@@ -340,3 +344,4 @@ class Program:
     constants: dict[str, np.ndarray]
     preprocess: Preprocess
     metadata: dict[str, str] = field(default_factory=dict)
+    integers: dict[str, np.ndarray] = field(default_factory=dict)

@@ -81,7 +81,8 @@ def _buffer_to_json(buffer: p.Buffer) -> dict[str, Any]:
 
 def from_json(table: dict[str, Any]) -> Skeleton:
     """The Program of a JSON object, its weights and constants still empty. Raises FormatError."""
-    keys(table, "program", [field.name for field in fields(p.Program)])
+    required = [field.name for field in fields(p.Program) if field.name != "integers"]
+    keys(table, "program", required, optional=("integers",))
     program = p.Program(
         name=table["name"],
         input=_text(table, "program", "input"),
