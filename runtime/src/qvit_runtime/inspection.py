@@ -17,10 +17,9 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from . import program as p
 from .packing import packed_bytes
+from .products import Product, meeting_bits, products
 
 PLACEMENT: dict[type, str] = {
     p.Linear: "integer",
@@ -49,7 +48,7 @@ def describe(program: p.Program) -> dict[str, Any]:
     weights = [_weight(name, weight) for name, weight in program.weights.items()]
     codes = sum(weight.codes.size for weight in program.weights.values())
     packed = sum(weight["packed_bytes"] for weight in weights)
-    products = [_product(program, op) for op in program.ops if PLACEMENT[type(op)] == "integer"]
+    multiplied = products(program)
     return {
         "name": program.name,
         "input": list(program.buffers[program.input].shape),
@@ -62,8 +61,8 @@ def describe(program: p.Program) -> dict[str, Any]:
             "average_weight_bits": sum(weight["average_bits"] * weight["codes"] for weight in weights) / max(codes, 1),
             "packed_weight_bytes": packed,
             "constant_bytes": sum(constant.nbytes for constant in program.constants.values()),
-            "macs": sum(macs for macs, _ in products),
-            "gbitops": sum(macs * bits for macs, bits in products) / 1e9,
+            "macs": sum(product.macs for product in multiplied),
+            "gbitops": sum(_bitops(program, product) for product in multiplied) / 1e9,
         },
         "weights": weights,
         "activations": [_activation(op.output, program) for op in program.ops if isinstance(op, p.Quantize)],
@@ -103,27 +102,6 @@ def _placement(program: p.Program) -> list[dict[str, Any]]:
     return [{"op": kind.__name__, "count": counts[kind], "placement": PLACEMENT[kind]} for kind in kinds]
 
 
-def _product(program: p.Program, op: p.Op) -> tuple[int, float]:
-    """(MACs, mean product of the bits of the two operands) of an integer op."""
-    match op:
-        case p.Linear():
-            weight, shape = program.weights[op.weight], program.buffers[op.input].shape
-            columns, inputs = weight.bits.shape[1], _bits(program, op.input)
-            blocks = max(columns, len(inputs))
-            weight_bits = np.repeat(weight.bits, blocks // columns, axis=1)
-            input_bits = np.repeat(inputs, blocks // len(inputs))
-            return int(np.prod(shape[:-1])) * weight.codes.size, float((weight_bits * input_bits).mean())
-        case p.QueryKey():
-            left, right, inner = op.query, op.key, program.buffers[op.query].shape[-1]
-        case p.AttentionValue():
-            left, right, inner = op.attention, op.value, program.buffers[op.attention].shape[-1]
-        case _:
-            raise TypeError(f"{type(op).__name__} multiplies no integers")
-    left_bits, right_bits = np.broadcast_arrays(_bits(program, left), _bits(program, right))
-    return int(np.prod(program.buffers[op.output].shape)) * inner, float((left_bits * right_bits).mean())
-
-
-def _bits(program: p.Program, name: str) -> np.ndarray:
-    grid = program.buffers[name].grid
-    assert grid is not None
-    return np.array(grid.bits)
+def _bitops(program: p.Program, product: Product) -> float:
+    left, right = meeting_bits(program, product)
+    return product.macs * float((left * right).mean())
