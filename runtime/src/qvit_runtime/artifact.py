@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
+from . import atomic
 from . import program as p
 from .check import check
 from .check_data import ProgramError
@@ -52,16 +51,7 @@ def save(program: p.Program, path: str | os.PathLike[str]) -> None:
 
     Raises ProgramError when the program is not well formed; then nothing is written.
     """
-    content, path = to_bytes(program), Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same folder, so that replace is a rename
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.write(path, to_bytes(program))
 
 
 def load(path: str | os.PathLike[str]) -> p.Program:
