@@ -150,7 +150,7 @@ class IntegerTokens:
 class SumTokens:
     """codes (N, C) or (rows, cols, C) of up to 16 bits -> 32-bit codes (C,): the sum over all tokens from `start` on.
 
-    start counts flattened tokens, as in MeanTokens. Input and output have one group, or several along the channels.
+    start counts flattened tokens, as in MeanTokens. The input has one group, or several along the channels; the output has one, or as many.
     """
 
     input: str
