@@ -242,4 +242,5 @@ CHECK: dict[type, Callable[[Scope, Any], None]] = {
     p.PatchMerge: _patch_merge,
     p.SelectToken: _select_token,
     p.MeanTokens: _mean_tokens,
-} | CHECK_INTEGER
+    **CHECK_INTEGER,
+}

@@ -254,4 +254,5 @@ EXECUTE: dict[type, Callable[..., np.ndarray]] = {
     p.PatchMerge: _patch_merge,
     p.SelectToken: _select_token,
     p.MeanTokens: _mean_tokens,
-} | EXECUTE_INTEGER
+    **EXECUTE_INTEGER,
+}

@@ -45,11 +45,9 @@ def products(program: p.Program) -> list[Product]:
                 rows = int(np.prod(program.buffers[op.input].shape[:-1]))
                 found.append(Product(position, rows * program.weights[op.weight].codes.size, op.input, op.weight))
             case p.QueryKey() | i.QueryKeyAccumulate():
-                found.append(Product(position, _attention_macs(program, op.output, op.query), op.query, op.key))
-            case p.AttentionValue() | i.AttentionValueAccumulate():
-                found.append(
-                    Product(position, _attention_macs(program, op.output, op.attention), op.attention, op.value)
-                )
+                found.append(Product(position, _score_macs(program, op.output, op.query), op.query, op.key))
+            case p.AttentionValue() | i.AttentionValueAccumulate() | i.ShiftAttentionValue():
+                found.append(Product(position, _value_macs(program, op.output, op.value), op.attention, op.value))
     return found
 
 
@@ -66,8 +64,13 @@ def meeting_bits(program: p.Program, product: Product) -> tuple[np.ndarray, np.n
     )
 
 
-def _attention_macs(program: p.Program, output: str, left: str) -> int:
-    return int(np.prod(program.buffers[output].shape)) * program.buffers[left].shape[-1]
+def _score_macs(program: p.Program, output: str, query: str) -> int:
+    return int(np.prod(program.buffers[output].shape)) * program.buffers[query].shape[-1]
+
+
+def _value_macs(program: p.Program, output: str, value: str) -> int:
+    """A shifted addition counts as one; of the two regions of a two-scaled code only one is ever multiplied."""
+    return int(np.prod(program.buffers[output].shape)) * program.buffers[value].shape[-2]
 
 
 def _bits(program: p.Program, buffer: str) -> np.ndarray:
