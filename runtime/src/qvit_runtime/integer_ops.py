@@ -188,12 +188,17 @@ class IntegerLayerNorm:
 
 @dataclass(frozen=True)
 class ShiftGelu:
-    """x sigmoid(1.702 x) by shifts (I-ViT, section 3.3), over the last axis: codes of up to 8 bits -> 32-bit codes.
+    """x sigmoid(1.702 x) by shifts (I-ViT, section 3.3), element by element: codes of up to 8 bits -> 32-bit codes.
 
-        M = max(0, max_c x_c);  e1 = E(x - M);  e2 = E(-M);  F = (2^31 - 1) // (e1 + e2);  out = x * ((e1 * F) >> 23)
+        M = max(0, x);  e1 = E(x - M);  e2 = E(-M);  F = (2^31 - 1) // (e1 + e2);  out = x * ((e1 * F) >> 23)
 
-    The input has one group; unit = ceil(1 / (1.702 scale)); the output stands for out * scale / 256. The pivot M is never
-    negative, as E needs. The sigmoid has 8 bits, theirs 7. `check` demands 2 unit 2^fraction < 2^31.
+    The input has one group; unit = ceil(1 / (1.702 scale)); the output stands for out * scale / 256. The sigmoid has 8 bits,
+    theirs 7. `check` demands 2 unit 2^fraction < 2^31.
+    The authors' pivot M is the largest x of the row. With it both exponentials of a small x underflow as soon as the row
+    reaches `fraction` powers of two, the sigmoid becomes 1/2, and -128 comes out as -64: at 23 digits that begins at 8-bit
+    scales of 0.07. With a pivot of its own, one of e1 and e2 is always unit 2^fraction, and nothing depends on the row.
+    fraction: any from 8 to 16 is within one step of the exact function, for scales 0.02 to 0.2; larger ones leave too few
+    digits for F. 14 is a good choice.
     """
 
     input: str
@@ -210,7 +215,10 @@ class Shiftmax:
 
     bias  integers (H, N, N) in codes of the input, or ""       mask  integers (windows, N, N) likewise, or ""
     Both within +-2^28, so that everything in front of the sum fits 32 bits.
-    The input has one group, the output one of 2..8 bits; unit = ceil(1 / scale). `check` demands N unit 2^fraction < 2^31.
+    The input has one group, the output one of 2..8 bits; unit = ceil(1 / scale). `check` demands max(N, 2) unit 2^fraction
+    < 2^31.
+    fraction: results are as good as they get from 10 digits on, while N unit 2^fraction stays below 2^29 (F needs its digits
+    too). 12 is a good choice for 8-bit scores; the error that is left is that of unit, a whole number, and of 1 + r / 2.
     """
 
     input: str
