@@ -3,6 +3,7 @@
     method       options ([quantize] of a recipe)   trains   what it is
     qvit         Spec                               yes      Q-ViT, arXiv 2201.07703: learned bits (or fixed ones)
     lsq          Spec, fixed bits only              yes      uniform LSQ, arXiv 1902.08153: the baseline of the others
+    qvit-irm     QViTIRM                            yes      Q-ViT of Li et al., arXiv 2210.06707: IRM and DGD
 
 A method is a row of METHODS and nothing else knows their names: `pipeline` calls the verbs of the row. A row with
 `trains=False` is post-training quantization; of the others, `fit.epochs = 0` makes the post-training variant.
@@ -24,8 +25,10 @@ from ..freeze import freeze
 from ..guide import Guide
 from ..placement import Placement, placement
 from ..spec import FixedBits, LearnedBits, PerHead, SharedScale, SingleScale, Spec
+from . import qvit_irm
+from .qvit_irm import QViTIRM
 
-Config = Spec
+Config = Spec | QViTIRM
 
 
 def _no_guide(model: nn.Module, config: Any, teacher: nn.Module) -> Guide | None:
@@ -97,4 +100,13 @@ _LEARNED_SCALES = Method(
 METHODS: dict[str, Method] = {
     "qvit": _LEARNED_SCALES,
     "lsq": _LEARNED_SCALES,
+    "qvit-irm": Method(
+        config=QViTIRM,
+        uniform=QViTIRM,
+        label=lambda config: config.label,
+        quantize=qvit_irm.quantize,
+        calibrate=lambda model, _, images, batches: qvit_irm.calibrate(model, images, batches),
+        placement=qvit_irm.placement,
+        guide=qvit_irm.guide,
+    ),
 }
