@@ -150,7 +150,8 @@ class IntegerTokens:
 class SumTokens:
     """codes (N, C) or (rows, cols, C) of up to 16 bits -> 32-bit codes (C,): the sum over all tokens from `start` on.
 
-    start counts flattened tokens, as in MeanTokens. The input has one group, or several along the channels; the output has one, or as many.
+    start counts flattened tokens, as in MeanTokens. The input has one group, or several along the channels; the output has
+    one, or as many.
     """
 
     input: str
@@ -162,8 +163,8 @@ class SumTokens:
 class IntegerLayerNorm:
     """LayerNorm over the last axis with an integer square root: codes of up to 16 bits (..., C) -> codes (..., C).
 
-        x_c = (code_c - zero) << exponent_c          exponent: integers (C,) in 0..8 (FQ-ViT's powers of two; then the input has
-                                                     up to 8 bits), or "" for none
+        x_c = (code_c - zero) << exponent_c          exponent: integers (C,) in 0..8, or "" for none (FQ-ViT's powers of
+                                                     two; the input then has up to 8 bits)
         mu  = (2 sum_c x_c + C) // (2 C);   y = x - mu;   k = max(1, floor(sqrt(sum_c y_c^2)))
         z_c = (y_c * ((2^31 - 1) // k)) >> 1         in [-2^30, 2^30): y / k in units of 2^-30, that is LayerNorm / sqrt(C)
         out = clip((((z_c * multiplier_c) >> (shift - 8)) + bias_c + 128) >> 8)
@@ -235,12 +236,12 @@ class LogIntSoftmax:
 
         x <- x + bias + mask;  d = min(max x - x, 30 ln2);  q = d // ln2;  r = q ln2 - d                  -ln2 < r <= 0
         e = (r (r + linear) + constant) << (30 - q)                          64 bits: `check` demands N constant 2^30 < 2^62
-        R = sum e // e;  f = floor(log2 R);  code = f + 1 if 2 (R - 2^f) >= 2^f else f              the threshold is 1.5 2^f
+        R = 2 sum e // e;  f = floor(log2 R) - 1;  code = f + 1 if R >= 3 2^f else f         sum e / e against 1.5 2^f, exactly
         code = min(code, 2^b - 1)
 
     A code c stands for 2^-c, the largest code 2^b - 1 for 0. (The authors have 2^b probabilities and zero besides, which is
-    2^b + 1 values.) bias, mask: integers in codes of the input, with the shapes and limits of Shiftmax.
-    The input has one group.
+    2^b + 1 values; and they round sum e / e to an integer first, which moves the thresholds of small codes to 2.5 and 5.5.)
+    bias, mask: integers in codes of the input, with the shapes and limits of Shiftmax. The input has one group.
     ln2, linear, constant  of i-exp for the scale S of the input: ceil(ln 2 / S), floor(0.96963238 / 0.35815147 / S),
                            floor(1 / 0.35815147 / S^2); `check` demands that the parabola rises on (-ln2, 0] and
                            stays above 0, which holds for S <= 0.6
@@ -263,8 +264,8 @@ class ShiftAttentionValue:
         acc = sum_k v_k << (fraction - c_k) over the k with c_k <= fraction;   out = acc * scale_v / 2^fraction
 
     fraction = min(2^b - 2, 20), see `shift_fraction`: the code 2^b - 1 for 0 is never in the sum. At 4 bits sums of 256
-    tokens fit 32 bits, else 64 bits are used. acc is exact; float64(acc) * scale_v is one float64 product, divided by a power of
-    two and rounded to float32. v has up to 8 bits, one group, or one per head.
+    tokens fit 32 bits, else 64 bits are used. acc is exact; float64(acc) * scale_v is one float64 product, divided by a
+    power of two and rounded to float32. v has up to 8 bits, one group, or one per head.
     """
 
     attention: str

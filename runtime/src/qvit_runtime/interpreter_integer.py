@@ -136,10 +136,9 @@ def _log_int_softmax(program: p.Program, op: i.LogIntSoftmax, live: Arrays) -> n
     q = d // op.ln2
     r = q * op.ln2 - d
     e = (r * (r + op.linear) + op.constant) << (30 - q)
-    ratio = e.sum(axis=-1, keepdims=True) // e
-    f = floor_log2(ratio)
-    power = np.int64(1) << f
-    code = f + (2 * (ratio - power) >= power)
+    ratio = 2 * e.sum(axis=-1, keepdims=True) // e
+    f = floor_log2(ratio) - 1
+    code = f + (ratio >= np.int64(3) << f)
     return np.minimum(code, 2**bits - 1).astype(np.int16)
 
 
