@@ -38,6 +38,10 @@ def test_what_the_builders_make_is_well_formed(build, seed):
     check(build(seed=seed))
 
 
+def test_two_scaled_codes_have_one_bit_of_magnitude_at_least():
+    check(edit_grid(REGIONS, "blocks.0.map", bits=(1, 1), scale=np.array([1, 2], F32)))
+
+
 def test_deit_tiny_fits_its_integers():
     check(integer_vit_program(192, 1, 3, 16, 224, 1000))
 
@@ -211,6 +215,14 @@ FAULTS = {
         "is 4, allowed: 2, the low and",
     ),
     "regions bits": (lambda: edit_grid(REGIONS, "blocks.0.map", bits=(5, 4)), r"bits of 'blocks.0.map' is \(5, 4\)"),
+    "regions of unequal bits, one bit": (
+        lambda: edit_grid(REGIONS, "blocks.0.map", bits=(1, 2)),
+        "grid.bits is 1, allowed: .* or 1 for both regions of two-scaled codes",
+    ),
+    "one bit without regions": (
+        lambda: edit_grid(REGIONS, "blocks.0.mixed_codes", bits=(1, 1), signed=False),
+        "output 'blocks.0.mixed_codes' is codes of 1 bits, allowed: codes of at least 2 bits",
+    ),
     "regions ratio": (
         lambda: edit_grid(REGIONS, "blocks.0.map", scale=np.array([1, 3], F32)),
         r"is 3.0, allowed: a power of two in 2..2\^5",

@@ -51,7 +51,7 @@ class QuantizeRegions:
         y = (x - o) / s (float32);  c = rint(y), or 0 below it;  if c <= qmax_low: low = c, high = 0
         else: low = 0, high = min(rint((x - o) / (s 2^m)), qmax_high)
 
-    A k-bit two-scaled code is one region flag and k - 1 bits of magnitude: both groups have k - 1 bits, and m is in
+    A k-bit two-scaled code is one region flag and k - 1 bits of magnitude: both groups have k - 1 bits (1..7), and m is in
     1..k - 1, so that the code just above the border is at least one and the whole is monotone.
     Readers: Linear and AttentionValue only, whose weight (out, K) or value (H, K, d) then serves both halves. For Linear, o
     is folded into the bias by whoever emits, once, as the offset of the low half; for AttentionValue, o is 0.
