@@ -76,7 +76,8 @@ def test_more_accumulation_than_batches() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"epochs": 0}, r"fit.epochs is 0; it must be positive"),
+        ({"learning_rate": 0}, r"fit.learning_rate is 0; it must be positive"),
+        ({"epochs": -1}, r"fit.epochs is -1; it must not be negative"),
         ({"weight_decay": -0.1}, r"fit.weight_decay is -0.1; it must not be negative"),
         ({"lock_at": 1.5}, r"fit.lock_at is 1.5; it must lie between 0 and 1"),
         ({"precision": "fp16"}, r"fit.precision is 'fp16'; allowed: 'no', 'bf16'"),

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from qvit.budget import BudgetError, check_budget
-from qvit.convert import quantize
 from qvit.dry_run import dry_run
 from qvit.float_model import create_float_model
-from qvit.recipe import Recipe, load_recipe
+from qvit.methods import METHODS
+from qvit.recipe import FLOAT, Recipe, load_recipe
 from toy_models import uniform
 
 ROOT = Path(__file__).parent.parent / "recipes"
@@ -32,8 +32,8 @@ def test_loads_and_the_budget_is_reachable(path: Path) -> None:
     recipe = load_recipe(path)
     bare = dataclasses.replace(recipe.model, checkpoint="", pretrained=False)
     model = create_float_model(bare)
-    if recipe.method == "qvit":
-        check_budget(quantize(model, recipe.quantize), recipe.budget)
+    if recipe.method != FLOAT:
+        check_budget(METHODS[recipe.method].quantize(model, recipe.quantize), recipe.budget)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,17 @@ def test_dry_run(path: Path) -> None:
     recipe = load_recipe(path)
     lines = dry_run(recipe)
     kinds = [line.partition(":")[0] for line in lines]
-    expected = ["model", "data", "training"]
-    if recipe.method == "qvit":
-        expected = ["model", "data", *(["budget"] if recipe.budget else []), "training", "freeze"]
-    assert kinds == expected
-    assert "2 of 4 steps done" in " ".join(lines)
+    quantized = recipe.method != FLOAT
+    steps = {
+        "model": True,
+        "data": True,
+        "calibration": quantized,
+        "budget": recipe.budget is not None and quantized,
+        "training": recipe.fit.epochs > 0,
+        "freeze": quantized,
+    }
+    assert kinds == [step for step, expected in steps.items() if expected]
+    assert ("2 of 4 steps done" in " ".join(lines)) == steps["training"]
 
 
 def small(**changes: object) -> Recipe:

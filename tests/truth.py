@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qvit.quantizer import named_quantizers
-from qvit_runtime import integer
+from qvit_runtime import integer, integer_ops
 from qvit_runtime import program as p
 from qvit_runtime.interpreter import EXECUTE
 
@@ -54,10 +54,16 @@ def compare(program: p.Program, model: nn.Module, x: Tensor) -> dict[str, Count]
     for op in program.ops:
         shape = (len(x), *program.buffers[op.output].shape)
         live[op.output] = EXECUTE[type(op)](program, op, live).reshape(shape)
-        if not isinstance(op, p.Quantize):
+        if not isinstance(op, p.Quantize | integer_ops.QuantizeRegions):
             continue
         grid = program.buffers[op.output].grid
         assert grid is not None
+        if isinstance(op, integer_ops.QuantizeRegions):
+            theirs = seen[op.output].reshape(live[op.input].shape)
+            codes = EXECUTE[type(op)](program, op, {op.input: theirs})
+            counts[op.output] = _count_regions(live[op.input], live[op.output], codes, grid)
+            live[op.output] = codes
+            continue
         name = op.output.removesuffix(".heads")
         theirs = _like(seen[name], op, program, shape)
         codes = integer.quantize(theirs, grid)
@@ -88,7 +94,29 @@ def _count(values: np.ndarray, ours: np.ndarray, theirs: np.ndarray, grid: p.Gri
     scale = integer.expand_groups(grid.scale.astype(np.float64), values.shape, axis)
     offset = integer.expand_groups(grid.offset.astype(np.float64), values.shape, axis)
     steps = (values - offset) / scale
-    near_tie = np.abs(np.abs(steps - np.rint(steps)) - 0.5) <= TIE
+    near_tie = _from_tie(steps) <= TIE
     difference = np.abs(ours.astype(int) - theirs.astype(int))
     wrong = (difference > 1) | ((difference == 1) & ~near_tie)
     return Count(ours.size, int((difference > 0).sum()), int(wrong.sum()))
+
+
+def _count_regions(values: np.ndarray, ours: np.ndarray, theirs: np.ndarray, grid: p.Grid) -> Count:
+    """Two-scaled codes as one number, the rank of their level among all levels of the grid."""
+    (low, high), top = grid.scale.astype(np.float64), int(grid.qmax[0])
+    ratio = round(high / low)
+    first = (top + 1) // ratio  # smallest code of the high region
+
+    def ranks(codes: np.ndarray) -> np.ndarray:
+        small, large = np.split(codes.astype(int), 2, axis=-1)
+        return np.where(large > 0, top + 1 + large - first, small)
+
+    steps = (values - grid.offset[0].astype(np.float64)) / low
+    distance = np.where(steps <= top + 0.5, _from_tie(steps), _from_tie(steps / ratio))
+    near_tie = (distance <= TIE) | (np.abs(steps - top - 0.5) <= TIE)  # the border is a tie of the low region
+    difference = np.abs(ranks(ours) - ranks(theirs))
+    wrong = (difference > 1) | ((difference == 1) & ~near_tie)
+    return Count(values.size, int((difference > 0).sum()), int(wrong.sum()))
+
+
+def _from_tie(steps: np.ndarray) -> np.ndarray:
+    return np.abs(np.abs(steps - np.rint(steps)) - 0.5)

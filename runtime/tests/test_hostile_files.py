@@ -54,8 +54,12 @@ FILES = {
     "metadata of numbers": (with_header(GOOD, lambda h: put(h, "__metadata__", "version", value=1)), "__metadata__ is"),
     "another format": (with_header(GOOD, lambda h: put(h, "__metadata__", "format", value="pt")), "format is 'pt'"),
     "version of the future": (
+        with_header(GOOD, lambda h: put(h, "__metadata__", "version", value="3")),
+        "version is '3', allowed: '1', '2'",
+    ),
+    "version too high for its program": (
         with_header(GOOD, lambda h: put(h, "__metadata__", "version", value="2")),
-        "version is '2', allowed: '1'",
+        "version is '2', allowed: '1', as the program's ops say",
     ),
     "no version": (with_header(GOOD, lambda h: h["__metadata__"].pop("version")), "__metadata__ has no key 'version'"),
     "unknown metadata": (with_header(GOOD, lambda h: put(h, "__metadata__", "x", value="")), "the unknown key 'x'"),
@@ -65,7 +69,7 @@ FILES = {
     ),
     "tensor renamed": (with_header(GOOD, rename), "tensor 'constant/norm.bias' is missing"),
     "tensor without dtype": (with_header(GOOD, lambda h: h[CODES].pop("dtype")), "allowed: dtype, shape and data_off"),
-    "dtype unknown": (with_tensor(GOOD, CODES, dtype="I64"), "dtype is 'I64', allowed: F32, U8"),
+    "dtype unknown": (with_tensor(GOOD, CODES, dtype="I64"), "dtype is 'I64', allowed: F32, I32, U8"),
     "dtype is a list": (with_tensor(GOOD, CODES, dtype=[]), r"dtype is '\[\]'"),
     "dtype swapped": (with_tensor(GOOD, "constant/norm.bias", dtype="U8", shape=[32]), "dtype is U8, allowed: F32"),
     "codes as floats": (

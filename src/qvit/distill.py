@@ -1,6 +1,7 @@
 """Distillation: learn from the float model's logits as well as from the labels.
 
-    loss = (1 - weight) CE(student, target) + weight T^2 KL(softmax(teacher / T) || softmax(student / T))
+    soft: loss = (1 - weight) CE(student, target) + weight T^2 KL(softmax(teacher / T) || softmax(student / T))
+    hard: loss = (1 - weight) CE(student, target) + weight CE(student, argmax(teacher))
 
 `CachedTeacher` keeps the teacher's logits on disk. Augmentation is a function of (seed, epoch, image), so the batch of a
 step is the same in every run with the same data settings and seed, and the step's number is all the key that a cache
@@ -26,6 +27,11 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hard_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross entropy of the student's logits (B, classes) against the classes that the teacher predicts."""
+    return F.cross_entropy(student.float(), teacher.argmax(1))
 
 
 class Teacher:

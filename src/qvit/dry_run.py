@@ -1,8 +1,8 @@
 """--dry-run: try a recipe without its data and without its weights, in seconds.
 
 The model is built (with random weights), a tiny folder of generated images stands in for the data set and goes through the
-recipe's own augmentation, the budget is checked against the model's reach, two optimizer steps are made, the bits are
-locked and the result is frozen. What would fail after hours of a real run for a reason that has nothing to do with the
+recipe's own augmentation, the recipe's method quantizes and calibrates, the budget is checked against the model's reach, two
+optimizer steps are made (where there is training), the bits are locked and the result is frozen. What would fail after hours of a real run for a reason that has nothing to do with the
 data fails here.
 """
 
@@ -21,12 +21,10 @@ from PIL import Image
 import qvit_runtime
 
 from .budget import check_budget, reachable
-from .calibrate import calibrate
-from .convert import quantize
 from .fit import fit
-from .freeze import freeze
+from .methods import METHODS
 from .pipeline import open_recipe, preprocess_of
-from .recipe import Recipe
+from .recipe import FLOAT, Recipe
 
 BATCH = 4  # images per step; recipes ask for hundreds
 
@@ -74,28 +72,35 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
     yield f"model: {recipe.model.name}, {parameters / 1e6:.2f} M parameters"
     images, labels = next(islice(context.splits.train, 1))
     yield f"data: batches of {tuple(images.shape)}, labels {tuple(labels.shape)}"
-    config = dataclasses.replace(recipe.fit, epochs=1.0, lock_at=0.5, accumulate=min(recipe.fit.accumulate, 2))
-    model, budget = context.model, recipe.budget if recipe.method == "qvit" else None
-    if recipe.method == "qvit":
-        model = quantize(context.model, recipe.quantize, quiet=True)
-        calibrate(model, context.splits.calibration, 1)
+    model, guide = context.model, None
+    method = None if recipe.method == FLOAT else METHODS[recipe.method]
+    budget = None if method is None else recipe.budget
+    if method is not None:
+        model = method.quantize(context.model, recipe.quantize)
+        method.calibrate(model, recipe.quantize, context.splits.calibration, 1)
         check_budget(model, budget)
+        yield f"calibration: {METHODS[recipe.method].label(recipe.quantize)}"
+        guide = method.guide(model, recipe.quantize, context.model)
         if budget is not None:
             least, most = reachable(model, budget)
-            yield f"budget: {budget.limit:g} {budget.unit}; this model reaches {least:.4f} to {most:.4f}"
-    result = fit(
-        model,
-        context.splits.train,
-        budget=budget,
-        teacher=context.model if config.distillation > 0 else None,
-        config=config,
-        order=context.splits.order,
-        data=context.data,
-        max_steps=steps,
-        quiet=True,
-    )
-    yield f"training: {min(steps, result.steps)} of {result.steps} steps done"
-    if recipe.method == "qvit":
-        program = freeze(model.eval(), budget, preprocess_of(context.data, context.splits), recipe.model.name)
+            reach = f"budget: {budget.limit:g} {budget.unit}; this model reaches {least:.4f} to {most:.4f}"
+            yield f"{reach}; {budget.caveat}" if budget.caveat else reach
+    if recipe.fit.epochs:
+        config = dataclasses.replace(recipe.fit, epochs=1.0, lock_at=0.5, accumulate=min(recipe.fit.accumulate, 2))
+        result = fit(
+            model,
+            context.splits.train,
+            budget=budget,
+            teacher=context.model if config.distillation > 0 else None,
+            guide=guide,
+            config=config,
+            order=context.splits.order,
+            data=context.data,
+            max_steps=steps,
+            quiet=True,
+        )
+        yield f"training: {min(steps, result.steps)} of {result.steps} steps done"
+    if method is not None:
+        program = method.freeze(model.eval(), budget, preprocess_of(context.data, context.splits), recipe.model.name)
         qvit_runtime.check(program)
         yield f"freeze: {len(program.ops)} operations"

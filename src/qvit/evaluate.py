@@ -29,6 +29,7 @@ class Evaluation:
     top1, top5   percent of the labelled ones, or None
     agreement    percent of all images on which the reference predicts the same class, or None
     predictions  predicted class of each image, int64 (images,)
+    labels       label of each image, -1: none, int64 (images,)
     correct      outcome of each labelled image, bool (labelled,)
     """
 
@@ -38,6 +39,7 @@ class Evaluation:
     top5: float | None
     agreement: float | None
     predictions: np.ndarray
+    labels: np.ndarray
     correct: np.ndarray
 
 
@@ -102,5 +104,6 @@ def evaluate(
         top5=float(hits.any(1).double().mean() * 100) if labelled else None,
         agreement=float(torch.cat(same).double().mean() * 100) if same else None,
         predictions=classes[:, 0].numpy(),
+        labels=truth.numpy(),
         correct=hits[:, 0].numpy(),
     )

@@ -7,10 +7,10 @@
 The loop is one for float and quantized models; what moves the bits is `bit_schedule`'s business. What happens around a
 step is a function of (seed, step) alone: data order and augmentation (`data_order`), mixup, dropout (the random state is
 set before every step), learning rates, the lock. So a checkpoint holds tensors and a step number, and a resumed run
-continues bit for bit.
+continues bit for bit. A method that adds to the loss does so through a `guide`.
 
 Accelerate owns device, processes and gradient averaging; nothing distributed is written here. Every process evaluates,
-files are the main process's. Precision is one torch.autocast around the forward pass: Accelerate's own would stay in
+files are the main process's (`training_log`). Precision is one torch.autocast around the forward pass: Accelerate's own would stay in
 force for the whole process and patch `forward` of the model that the user gets back.
 """
 
@@ -22,7 +22,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,21 +30,20 @@ from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwa
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .allocate import Published, spread
+from .allocate import Published
 from .bit_schedule import BitSchedule
 from .budget import Budget, check_budget
-from .cost import cost
 from .data import DataConfig, DataError, EpochOrder, SeededStream, epoch_batches, mixup_batch
-from .distill import Teacher, distillation_loss
+from .distill import Teacher, distillation_loss, hard_distillation_loss
 from .evaluate import evaluate
 from .fit_config import FitConfig
+from .guide import Guide
 from .optimizer import make_optimizer, make_schedule, parameter_groups
 from .processes import on_cpu
-from .progress import Progress
 from .quantizer import named_quantizers
 from .runs import Run
 from .seeds import seed_of
-from .tracking import TensorBoard
+from .training_log import TrainingLog, evaluated_before
 from .training_state import TrainingState, first_nonfinite
 
 
@@ -73,6 +71,7 @@ def fit(
     *,
     budget: Budget | None = None,
     teacher: nn.Module | Teacher | None = None,
+    guide: Guide | None = None,
     config: FitConfig | None = None,
     order: EpochOrder | SeededStream | None = None,
     data: DataConfig | None = None,
@@ -88,6 +87,7 @@ def fit(
     train       batches of (images, labels); `open_data(...).train` for exact resume
     budget      what the model may cost after the lock; needed when bits are learned
     teacher     float model for distillation (config.distillation > 0)
+    guide       what the method of `model` adds to the loss of logits, and does after each step
     order       `open_data(...).order`: gives every epoch its own order and lets a resume jump to its batch. Without it
                 the loader is iterated anew each epoch, its shuffling seeded by the epoch, and a resume skips batches;
                 random augmentation of such a loader is not reproduced
@@ -100,6 +100,8 @@ def fit(
     Raises BudgetError before training when the budget cannot be met, NonFiniteLossError when the loss stops being finite.
     """
     config = config or FitConfig()
+    if not config.epochs:
+        raise ValueError("fit.epochs is 0, so there is nothing to train; qvit.calibrate alone is the post-training way")
     check_budget(model, budget)
     if config.distillation > 0 and teacher is None:
         raise ValueError(f"fit.distillation is {config.distillation} but there is no teacher; pass teacher=float_model")
@@ -108,7 +110,7 @@ def fit(
         raise FileExistsError(
             f"{folder.folder} holds checkpoints of an earlier run; continue it with resume=True, or give another directory"
         )
-    trainer = _Trainer(model, train, budget, teacher, config, order, data, evaluation, folder, quiet)
+    trainer = _Trainer(model, train, budget, teacher, guide, config, order, data, evaluation, folder, quiet)
     return trainer.train(resume, max_steps)
 
 
@@ -136,6 +138,7 @@ class _Trainer:
         train: DataLoader,
         budget: Budget | None,
         teacher: nn.Module | Teacher | None,
+        guide: Guide | None,
         config: FitConfig,
         order: EpochOrder | SeededStream | None,
         data: DataConfig | None,
@@ -144,6 +147,7 @@ class _Trainer:
         quiet: bool,
     ) -> None:
         self.config, self.data, self.order, self.run, self.evaluation = config, data, order, run, evaluation
+        self.guide = guide
         self.accelerator = Accelerator(
             cpu=on_cpu(),
             mixed_precision="no",
@@ -186,25 +190,21 @@ class _Trainer:
     def train(self, resume: bool, max_steps: int | None) -> FitResult:
         """All steps from the newest checkpoint (or the start) to the end."""
         step = self.state.load_newest(self.run) if resume and self.run is not None else 0
-        if self.run is not None and self.main:
-            for log in ("metrics.jsonl", "bits.jsonl"):
-                self.run.drop_after(log, step if step else -1)
-        self.progress = progress = Progress(self.steps, step, self.quiet)
-        self.board: TensorBoard | None = None
-        if self.config.tensorboard and self.run is not None and self.main:
-            self.board = TensorBoard(self.run.folder / "tensorboard", step)
+        sizes = self.steps, self.steps_per_epoch
+        self.log = log = TrainingLog(self.config, self.run, self.main, self.quiet, *sizes, step)
         if step == 0:
             self._first_allocation()
             self._note_bits(0)
         last = min(self.steps, max_steps) if max_steps is not None else self.steps
-        evaluated, top1 = self._evaluated_before(step)
+        evaluated, top1 = evaluated_before(self.run, step)
         while step < last:
             epoch, within = divmod(step, self.steps_per_epoch)
             for batches in self._steps_of_epoch(epoch, within):
                 record = self._step(step, batches)
                 step += 1
-                progress.images += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
-                self._report(step, record)
+                log.progress.images += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
+                learned = self.raw if self.bits is not None else None
+                log.step(step, record, self.optimizer.param_groups[0]["lr"], learned)
                 at_epoch_end = step % self.steps_per_epoch == 0
                 if self.evaluation is not None and at_epoch_end and self._evaluates(step // self.steps_per_epoch):
                     evaluated, top1 = step, self._evaluate(step)
@@ -216,9 +216,8 @@ class _Trainer:
             self.state.finish()
         if self.evaluation is not None and evaluated != step:
             top1 = self._evaluate(step)
-        if self.board is not None:
-            self.board.close()
-        return FitResult(self.steps, progress.images_per_second(), top1)
+        log.close()
+        return FitResult(self.steps, log.progress.images_per_second(), top1)
 
     def _steps_of_epoch(self, epoch: int, within: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Lists of `accumulate` batches, from optimizer step `within` of the epoch on."""
@@ -263,6 +262,8 @@ class _Trainer:
         self.raw.zero_grad(set_to_none=True)  # not the optimizer's: it may not hold the bits
         if self.bits is not None and self.bits.after_step(step, probed):
             self._note_bits(step + 1)
+        if self.guide is not None:
+            self.guide.after_step()
         self.state.average(step - self.lock_step)
         return {"loss": total, "gradient_norm": norm}
 
@@ -274,9 +275,14 @@ class _Trainer:
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), targets)
         if self.config.distillation > 0 and self.teacher is not None:
-            soft = distillation_loss(logits, self.teacher.logits(images, batch_number), self.config.temperature)
-            loss = (1 - self.config.distillation) * loss + self.config.distillation * soft
-        return loss
+            wanted = self.teacher.logits(images, batch_number)
+            if self.config.hard_distillation:
+                taught = hard_distillation_loss(logits, wanted)
+            else:
+                taught = distillation_loss(logits, wanted, self.config.temperature)
+            loss = (1 - self.config.distillation) * loss + self.config.distillation * taught
+        further = self.guide.loss(images) if self.guide is not None else None
+        return loss if further is None else loss + further
 
     # -- bits ---------------------------------------------------------------------------------------------------------
 
@@ -290,7 +296,7 @@ class _Trainer:
         """Before the first step: sensitivities of the calibrated model, and the allocation they ask for."""
         if self.bits is None or not self.bits.warm_up:
             return
-        self.progress.say("measuring sensitivities for the first allocation")
+        self.log.progress.say("measuring sensitivities for the first allocation")
         self.model.train()
         for number, (images, labels) in enumerate(
             islice(self._batches(0), min(self.bits.warm_up, self.batches_per_epoch))
@@ -303,20 +309,10 @@ class _Trainer:
         self.bits.allocate_first()
 
     def _note_bits(self, step: int) -> None:
-        """A line in the bit history; at the lock also one for people."""
-        if self.bits is None:
-            return
-        locked = not self.bits.learning
-        if self.run is not None and self.main:
-            self.run.append("bits.jsonl", {"step": step, "locked": locked, "bits": spread(self.raw)})
-        if locked:
-            summary = cost(self.raw)
-            self.progress.say(
-                f"step {step}: bits locked at {summary.gbitops:.4f} GBitOPs, {summary.average_weight_bits:.2f} weight "
-                f"and {summary.average_activation_bits:.2f} activation bits on average"
-            )
+        if self.bits is not None:
+            self.log.bits(step, self.raw, locked=not self.bits.learning)
 
-    # -- reports ------------------------------------------------------------------------------------------------------
+    # -- what can go wrong, and when to look --------------------------------------------------------------------------
 
     def _clip(self, step: int) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -338,38 +334,9 @@ class _Trainer:
             "try a lower learning_rate, or a smaller clip_gradient"
         )
 
-    def _log(self, step: int, record: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and the same for TensorBoard."""
-        record = {"step": step, "epoch": step / self.steps_per_epoch, **record}
-        if self.run is not None and self.main:
-            self.run.append("metrics.jsonl", record)
-        if self.board is not None:
-            self.board.write(record)
-
-    def _report(self, step: int, record: dict[str, float]) -> None:
-        if step % self.config.log_every and step != self.steps:
-            return
-        if self.bits is not None:
-            summary = cost(self.raw)
-            record = {
-                **record,
-                "gbitops": summary.gbitops,
-                "weight_bits": summary.average_weight_bits,
-                "activation_bits": summary.average_activation_bits,
-            }
-        self._log(step, {**record, "learning_rate": self.optimizer.param_groups[0]["lr"]})
-        self.progress.show(step, record)
-
     def _evaluates(self, epoch: int) -> bool:
         every = self.config.evaluate_every
         return every > 0 and math.floor(epoch / every) > math.floor((epoch - 1) / every)
-
-    def _evaluated_before(self, step: int) -> tuple[int, float | None]:
-        """(step, top-1) when the log of the run that is resumed has an evaluation at this very step, else (-1, None)."""
-        for record in self.run.read("metrics.jsonl") if self.run is not None else []:
-            if record["step"] == step and "top1" in record:
-                return step, record["top1"]
-        return -1, None
 
     def _checkpoints(self, step: int, at_epoch_end: bool) -> bool:
         if self.run is None:
@@ -381,8 +348,5 @@ class _Trainer:
     def _evaluate(self, step: int) -> float | None:
         assert self.evaluation is not None
         top1 = evaluate(self.state.averaged_model(), self.evaluation).top1
-        self._log(step, {"top1": top1})
-        self.progress.top1 = top1
-        if top1 is not None:
-            self.progress.say(f"step {step}: top-1 {top1:.2f} %")
+        self.log.top1(step, top1)
         return top1

@@ -15,7 +15,7 @@ class FitConfig:
     """How `fit` trains, a quantized model or (the same loop) a float one."""
 
     epochs: float = 10.0
-    """Length of the run; a fraction ends in the middle of an epoch."""
+    """Length of the run; a fraction ends in the middle of an epoch. 0: no training, the recipe stops after calibration."""
     optimizer: str = "adamw"
     """A timm optimizer."""
     learning_rate: float = 5e-4
@@ -46,6 +46,8 @@ class FitConfig:
     """Weight of the teacher's logits in the loss, 0 to 1."""
     temperature: float = 1.0
     """Of the distillation."""
+    hard_distillation: bool = False
+    """Learn the teacher's class instead of its distribution (DeiT, arXiv 2012.12877, equation 3)."""
     cache_teacher: bool = False
     """Keep the teacher's logits of every step in a file that later runs with the same data and seed reuse; takes 2 bytes
     x images x epochs x classes."""
@@ -61,11 +63,12 @@ class FitConfig:
     """Also write the metrics for TensorBoard, into the run directory."""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "learning_rate", "temperature", "accumulate", "log_every")
+        positive = ("learning_rate", "temperature", "accumulate", "log_every")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must be positive")
         for name in (
+            "epochs",
             "warmup_epochs",
             "weight_decay",
             "scale_learning_rate",

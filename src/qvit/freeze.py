@@ -22,6 +22,7 @@ from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
 
 import qvit_runtime.program as p
+from qvit_runtime.integer_ops import QuantizeRegions
 
 from .attention import QuantAttention, QuantWindowAttention
 from .budget import Budget
@@ -29,6 +30,7 @@ from .cost import bits_in_force, costs
 from .fake_quantize import code_range, grouped
 from .layers import QuantConv2d, QuantLinear
 from .quantizer import Quantizer, UncalibratedError, named_quantizers, require_quantized
+from .region_quantizer import RegionQuantizer
 
 
 class FreezeError(ValueError):
@@ -116,6 +118,10 @@ class Emitter:
 
     def quantize(self, source: str, quantizer: Quantizer, axis: int = 0) -> str:
         """values -> codes, groups on `axis` of the buffer; the buffer is called like the tensor."""
+        if isinstance(quantizer, RegionQuantizer):
+            *lead, width = self.shape(source)
+            regions = QuantizeRegions(source, self.tensor_names[quantizer])
+            return self.emit(regions, (*lead, 2 * width), regions_grid(quantizer, len(lead)))
         grid = activation_grid(quantizer, axis)
         return self.emit(p.Quantize(source, self.tensor_names[quantizer]), self.shape(source), grid)
 
@@ -209,6 +215,14 @@ def activation_grid(quantizer: Quantizer, axis: int = 0) -> p.Grid:
     bits = quantizer.per_scale(quantizer.bit_width).tolist()
     offsets = np.zeros(len(bits), np.float32) if offset is None else _numpy(offset)
     return p.Grid(tuple(bits), quantizer.signed, _numpy(scale), offsets, axis if len(bits) > 1 else 0)
+
+
+def regions_grid(quantizer: RegionQuantizer, axis: int) -> p.Grid:
+    """The grid of two-scaled codes: the low region, then the high one, along the last axis of the buffer."""
+    low = activation_grid(quantizer)
+    scale = np.concatenate([low.scale, np.ldexp(low.scale, int(quantizer.shift))])
+    offset = np.concatenate([low.offset, np.zeros(1, np.float32)])
+    return p.Grid((quantizer.magnitude_bits,) * 2, False, scale, offset, axis)
 
 
 def integer_weight(layer: QuantLinear | QuantConv2d) -> p.Weight:

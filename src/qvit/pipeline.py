@@ -4,6 +4,9 @@
         |
         +-- quantize -> calibrate -> fit (budget) -> freeze -> evaluate with fake quantization and with the interpreter
 
+The verbs are those of the recipe's method (`methods`); with fit.epochs = 0 there is no fit. What the outcome says of itself
+is `outcome`'s business.
+
 Every row of an experiment (the float model trained here, a uniform baseline, the recipe itself) is trained by the same
 loop and leaves a run directory of its own; finished rows are recognised by their result.json and not trained again.
 
@@ -15,47 +18,42 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import qvit_runtime
 from qvit_runtime.program import Preprocess
 
-from .allocate import spread
 from .budget import Budget, check_budget
-from .calibrate import calibrate
-from .convert import quantize
-from .cost import cost
 from .data import DataConfig, Splits, open_data, resolve_data
 from .data_streams import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
-from .evaluate import Evaluation, evaluate
+from .evaluate import evaluate
 from .exact import in_float64
 from .fit import FitResult, fit
 from .fit_config import FitConfig
 from .float_model import create_float_model
-from .freeze import freeze
+from .guide import Guide
+from .methods import METHODS
+from .outcome import NOT_QUANTIZED, Judged, cost_of_module, cost_of_program, outcome, save_predictions
+from .placement import format_placement
 from .processes import is_main, process_state
+from .progress import Counter
 from .provenance import begin, check_recipe, versions
 from .quantizer import named_quantizers
-from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
+from .recipe import FLOAT, Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .spec import FixedBits, Spec
 from .values import to_values
 
 SCHEMA = 1
-NOT_QUANTIZED: dict[str, Any] = {  # of a float row: every result.json has the same fields
-    "gbitops": None,
-    "budget_gbitops": None,
-    "average_weight_bits": None,
-    "average_activation_bits": None,
-    "bits": {},
-    "artifact": None,
-}
 
 
 @dataclass(frozen=True)
@@ -89,45 +87,41 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
     if is_main() and not resume and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another --out, or continue it with --resume")
     process_state().wait_for_everyone()  # or another process would already have made something in there
-    if recipe.data.dataset == "images":
+    trains = recipe.fit.epochs or recipe.train_float is not None
+    if recipe.data.dataset == "images" and trains:
         raise RecipeError("data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class")
     context = dataclasses.replace(open_recipe(recipe, quiet), cache=out.parent / "teacher_cache")
-    if recipe.method == "float":
+    if recipe.method == FLOAT:
         return train_float_row(context, out, recipe.fit, resume)
     check_before_training(context)
     if recipe.train_float is not None:
         train_float_row(context, out / "float", recipe.train_float, resume)
-    if recipe.uniform_baseline:
+    if recipe.uniform_baseline and isinstance(recipe.quantize, Spec):
         bits = FixedBits(recipe.uniform_baseline)
         uniform = dataclasses.replace(recipe.quantize, weights=bits, activations=bits, overrides=())
         row = dataclasses.replace(recipe, quantize=uniform, budget=None)
         quantized_row(context, out / f"uniform{bits.bits}", row, f"uniform {bits.bits}-bit", resume)
-    return quantized_row(context, out, recipe, row_name(recipe.quantize), resume)
+    return quantized_row(context, out, recipe, METHODS[recipe.method].label(recipe.quantize), resume)
 
 
 def check_before_training(context: Context) -> None:
     """Raise what the budget check of `fit`, `freeze` and saving would raise, before hours of training."""
-    model = quantize(context.model, context.recipe.quantize, quiet=True)
-    check_budget(model, context.recipe.budget)
+    recipe = context.recipe
+    method = METHODS[recipe.method]
+    model = method.quantize(context.model, recipe.quantize)
+    check_budget(model, recipe.budget)
+    if not method.quantizers:  # only its calibration knows what its scales look like
+        return
     for quantizer in named_quantizers(model).values():
         quantizer.is_calibrated = True  # with scales of 1: nobody will run this one
-    qvit_runtime.check(freeze(model, None, preprocess_of(context.data, context.splits)))
-
-
-def row_name(spec: Spec) -> str:
-    """What a row is called in tables."""
-    if isinstance(spec.weights, FixedBits) and isinstance(spec.activations, FixedBits):
-        return f"uniform W{spec.weights.bits}A{spec.activations.bits}"
-    heads = "head-wise" if type(spec.heads).__name__ == "PerHead" else "layer-wise"
-    scale = {"SwitchableScale": "", "SharedScale": ", shared bank", "SingleScale": ", single scale"}
-    return f"{heads} learned bits{scale[type(spec.scale).__name__]}"
+    qvit_runtime.check(method.freeze(model, None, preprocess_of(context.data, context.splits)))
 
 
 def train_float_row(context: Context, folder: Path, config: FitConfig, resume: bool) -> dict[str, Any]:
     """Train the context's float model in place and write its run directory."""
     run = Run(folder)
     weights, done = folder / "model.safetensors", folder / "result.json"
-    row = dataclasses.replace(context.recipe, method="float", train_float=None, fit=config, budget=None)
+    row = dataclasses.replace(context.recipe, method=FLOAT, train_float=None, fit=config, budget=None)
     if done.exists() and weights.exists():
         check_recipe(run, _resolved(context, row))
         tensors, _ = load_tensors(weights)
@@ -140,7 +134,7 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
         return {}
     _save_model(context.model, run, row)
     record = {
-        **_common(context, "float", config, result),
+        **_common(context, row, FLOAT, result, 0.0),
         **NOT_QUANTIZED,
         "top1": result.top1,
         "top1_float": result.top1,
@@ -155,34 +149,67 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     if (folder / "result.json").exists():
         check_recipe(run, _resolved(context, row))
         return json.loads((folder / "result.json").read_text())
-    config = _begin(context, run, row)
-    model = quantize(context.model, row.quantize, quiet=context.quiet or not is_main())
-    calibrate(model, context.splits.calibration, calibration_batches(row, context.data))
-    result = _fit(context, model, run, config, row.budget, resume)
+    config, method = _begin(context, run, row), METHODS[row.method]
+    model = method.quantize(context.model, row.quantize)
+    if not context.quiet and is_main():
+        print(format_placement(method.placement(model)), file=sys.stderr)
+    batches = calibration_batches(row, context.data)
+    seen = Counter(context.splits.calibration, batches, "calibrating: batch", context.quiet or not is_main())
+    start = time.perf_counter()
+    method.calibrate(model, row.quantize, seen, batches)
+    calibration_seconds = time.perf_counter() - start
+    result = None
+    if config.epochs:
+        guide = method.guide(model, row.quantize, context.model)
+        result = _fit(context, model, run, config, row.budget, resume, guide)
     model.eval()
     if not is_main():
         return {}
     _save_model(model, run, row)
-    program = freeze(model, row.budget, preprocess_of(context.data, context.splits), row.model.name, {"row": name})
+    program = method.freeze(
+        model, row.budget, preprocess_of(context.data, context.splits), row.model.name, {"row": name}
+    )
     qvit_runtime.save(program, folder / "model.qvit")
-    exact = in_float64(model)
-    fake = evaluate(exact, context.splits.eval)
-    frozen = evaluate(program, context.splits.eval, exact)
-    reference = evaluate(context.model, context.splits.eval)
-    record = _common(context, name, config, result) | _outcome(model, fake, frozen, reference, row)
+    judged = _judge(context, in_float64(model), program)
+    save_predictions(run, judged)
+    record = _common(context, row, name, result, calibration_seconds)
+    price = cost_of_module(model) if method.quantizers else cost_of_program(program)
+    record |= outcome(price, judged, row.budget, context.data.num_classes)
     record["artifact_kib"] = (folder / "model.qvit").stat().st_size / 1024
     run.write_json("result.json", record)
     return record
 
 
+def _judge(context: Context, exact: nn.Module, program: qvit_runtime.Program) -> Judged:
+    """Evaluate the module, its program and the float model on the evaluation split."""
+
+    total = -(-context.splits.eval_images // context.data.eval_batch_size)
+
+    def batches(what: str) -> Iterable[tuple[Tensor, Tensor]]:
+        return Counter(context.splits.eval, total, f"evaluating the {what}: batch", context.quiet)
+
+    return Judged(
+        module=evaluate(exact, batches("module")),
+        program=evaluate(program, batches("program"), exact),
+        reference=evaluate(context.model, batches("float model")),
+    )
+
+
 def _fit(
-    context: Context, model: nn.Module, run: Run, config: FitConfig, budget: Budget | None, resume: bool
+    context: Context,
+    model: nn.Module,
+    run: Run,
+    config: FitConfig,
+    budget: Budget | None,
+    resume: bool,
+    guide: Guide | None = None,
 ) -> FitResult:
     return fit(
         model,
         context.splits.train,
         budget=budget,
         teacher=_teacher(context, config) if config.distillation > 0 else None,
+        guide=guide,
         config=config,
         order=context.splits.order,
         data=context.data,
@@ -239,38 +266,29 @@ def preprocess_of(data: DataConfig, splits: Splits | None) -> Preprocess:
     )
 
 
-def _common(context: Context, method: str, config: FitConfig, result: FitResult) -> dict[str, Any]:
+def _common(
+    context: Context, row: Recipe, name: str, result: FitResult | None, calibration_seconds: float
+) -> dict[str, Any]:
+    """Fields that rows of every method have; `result` is None where nothing was trained."""
     return {
         "schema": SCHEMA,
-        "model": context.recipe.model.name,
-        "method": method,
-        "seed": context.recipe.seed,
-        "epochs": config.epochs,
+        "model": row.model.name,
+        "method": name,
+        "method_name": row.method,
+        "seed": row.seed,
+        "epochs": row.fit.epochs,
         "images": context.splits.eval_images,
-        "images_per_second": result.images_per_second,
+        "images_per_second": None if result is None else result.images_per_second,
+        "calibration_seconds": calibration_seconds,
+        "training_seconds": 0.0 if result is None else _training_seconds(context, row.fit, result),
         "versions": versions(),
     }
 
 
-def _outcome(
-    model: nn.Module, fake: Evaluation, frozen: Evaluation, reference: Evaluation, recipe: Recipe
-) -> dict[str, Any]:
-    summary = cost(model)
-    return {
-        "images": fake.images,
-        "top1": fake.top1,
-        "top1_float": reference.top1,
-        "top1_frozen": frozen.top1,
-        "agreement_frozen": frozen.agreement,
-        "gbitops": summary.gbitops,
-        "budget_gbitops": recipe.budget.gbitops if recipe.budget is not None else None,
-        "budget": None if recipe.budget is None else {recipe.budget.unit: recipe.budget.limit},
-        "average_weight_bits": summary.average_weight_bits,
-        "average_activation_bits": summary.average_activation_bits,
-        "weight_kib": summary.kib,
-        "bits": {name: bits[0] if len(bits) == 1 else bits for name, bits in spread(model).items()},
-        "artifact": "model.qvit",
-    }
+def _training_seconds(context: Context, config: FitConfig, result: FitResult) -> float:
+    """Of the whole run, at the speed of the part that this process trained."""
+    images = result.steps * config.accumulate * context.data.batch_size
+    return images / result.images_per_second if result.images_per_second else 0.0
 
 
 def _resolved(context: Context, row: Recipe) -> Recipe:
@@ -299,8 +317,8 @@ def load(run: Path | str) -> nn.Module:
     recipe = recipe_from_values(state["recipe"])
     bare = dataclasses.replace(recipe.model, checkpoint="", pretrained=False)
     model = create_float_model(bare)
-    if recipe.method != "float":
-        model = quantize(model, recipe.quantize, quiet=True)
+    if recipe.method != FLOAT:
+        model = METHODS[recipe.method].quantize(model, recipe.quantize)
     model.load_state_dict(tensors)
     return model.eval()
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
 
 SHOWN = {
     "loss": "loss",
@@ -61,6 +64,24 @@ class Progress:
     def width(self) -> int:
         """Of a line that does not wrap: one that does cannot be rewritten."""
         return shutil.get_terminal_size().columns - 1
+
+
+class Counter(Generic[Item]):
+    """Iterates over `items` and says which one of `total` (0: unknown) it is at, once a second and on a terminal only."""
+
+    def __init__(self, items: Iterable[Item], total: int, what: str, quiet: bool) -> None:
+        self.items, self.of, self.what = items, f" of {total}" if total else "", what
+        self.silent = quiet or not sys.stderr.isatty()
+
+    def __iter__(self) -> Iterator[Item]:
+        shown = 0.0
+        for number, item in enumerate(self.items, start=1):
+            if not self.silent and time.monotonic() - shown > 1:
+                shown = time.monotonic()
+                print(f"{self.what} {number}{self.of}", end="\r", file=sys.stderr, flush=True)
+            yield item
+        if shown:
+            print(" " * (len(self.what) + 20), end="\r", file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
     recipe = load_recipe("recipes/demo.toml", ["fit.epochs=3", "model.name=deit_small_patch16_224"])
 
-Recipes hold values only: code picks classes. Paths in the file are relative to its directory, paths in overrides to the
+Recipes hold values only: code picks classes. `method` names a row of `methods.METHODS`, and the table [quantize] holds the
+options of that method, so it needs no `kind`. Paths in the file are relative to its directory, paths in overrides to the
 working directory. What a run used, after overrides and after the data settings have been completed from the model, is
 written beside its results.
 """
@@ -13,16 +14,17 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .budget import Budget
 from .data import DataConfig
 from .fit_config import FitConfig
+from .methods import METHODS, Config, learns_bits
 from .spec import MAX_BITS, MIN_BITS, Spec
 from .values import from_values, to_values
 
 VERSION = 1
-Method = Literal["qvit", "float"]
+FLOAT = "float"  # the method of a row that is only trained
 
 
 class RecipeError(ValueError):
@@ -52,26 +54,26 @@ class Recipe:
     """One experiment.
 
     version           of the recipe format
-    method            "qvit": quantize, calibrate, fit, freeze. "float": only fit, for a float row of a table
+    method            one of methods.METHODS: quantize, calibrate, fit, freeze. "float": only fit, for a float row of a table
     seed              of everything that is random
     model             the float model
     train_float       train the float model first with these settings (for a model without weights), or None
     data              images and augmentation
     calibration       training images that calibration looks at
-    quantize          what is quantized and how
+    quantize          options of the method; of qvit and lsq: what is quantized and how
     budget            what the model may cost, or None when no bits are learned
-    fit               training
-    uniform_baseline  also train a uniform model of this many bits with the same settings, 0: do not
+    fit               training; fit.epochs = 0 stops after calibration
+    uniform_baseline  also train a uniform model of this many bits with the same settings, 0: do not (qvit only)
     """
 
     version: int = VERSION
-    method: Method = "qvit"
+    method: str = "qvit"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     train_float: FitConfig | None = None
     data: DataConfig = field(default_factory=lambda: DataConfig(dataset="digits"))
     calibration: int = 512
-    quantize: Spec = field(default_factory=Spec)
+    quantize: Config = field(default_factory=Spec)
     budget: Budget | None = None
     fit: FitConfig = field(default_factory=FitConfig)
     uniform_baseline: int = 0
@@ -79,8 +81,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise RecipeError(f"recipe version {self.version} is not known; this qvit reads version {VERSION}")
-        if self.method not in ("qvit", "float"):
-            raise RecipeError(f"method is {self.method!r}; allowed: 'qvit', 'float'")
+        if self.method != FLOAT:
+            self._check_method()
         if self.uniform_baseline and not MIN_BITS <= self.uniform_baseline <= MAX_BITS:
             raise RecipeError(
                 f"uniform_baseline is {self.uniform_baseline}; give {MIN_BITS} to {MAX_BITS} bits, or 0 for none"
@@ -88,6 +90,28 @@ class Recipe:
         for name, fit in (("fit", self.fit), ("train_float", self.train_float)):
             if fit is not None and fit.seed not in (0, self.seed):
                 raise RecipeError(f"{name}.seed is {fit.seed}, but seed is {self.seed}; give the seed once, at the top")
+
+    def _check_method(self) -> None:
+        _known(self.method)
+        method = METHODS[self.method]
+        if not isinstance(self.quantize, method.config):
+            raise RecipeError(
+                f"method {self.method!r} takes {method.config.__name__} in quantize, not {type(self.quantize).__name__}"
+            )
+        if learns_bits(self.quantize):
+            if self.method == "lsq":
+                raise RecipeError(
+                    "method 'lsq' has fixed bits: give quantize.weights and quantize.activations of kind FixedBits, or "
+                    "use method 'qvit'"
+                )
+            if not self.fit.epochs:
+                raise RecipeError("bits cannot be learned without training: give fit.epochs, or FixedBits in quantize")
+        if self.fit.epochs and not method.trains:
+            raise RecipeError(f"method {self.method!r} is post-training quantization: set fit.epochs = 0")
+        if self.uniform_baseline and self.method != "qvit":
+            raise RecipeError(
+                f"uniform_baseline belongs to method 'qvit', not to {self.method!r}; give it a recipe of its own"
+            )
 
 
 def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -104,11 +128,27 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _override(table, override)
+    _name_options(table)
     try:
         recipe = from_values(Recipe, table, path.name)
     except ValueError as error:
         raise RecipeError(str(error)) from error
     return _anchored(recipe, path.parent, {override.partition("=")[0] for override in overrides})
+
+
+def _known(method: object) -> None:
+    if method != FLOAT and method not in METHODS:
+        raise RecipeError(f"method is {method!r}; allowed: {', '.join(map(repr, (*METHODS, FLOAT)))}")
+
+
+def _name_options(table: dict[str, Any]) -> None:
+    """[quantize] holds the options of the method: write down their class, which `from_values` goes by."""
+    method = table.get("method", "qvit")
+    _known(method)
+    kind = Spec if method == FLOAT else METHODS[method].config
+    options = table.setdefault("quantize", {})
+    if isinstance(options, dict):
+        options.setdefault("kind", kind.__name__)
 
 
 def recipe_to_values(recipe: Recipe) -> dict[str, Any]:

@@ -6,6 +6,7 @@ as JSON (`program_json`); its tensors are
     weight/NAME/codes    U8   packed at the widths of the JSON (`packing`)
     weight/NAME/scale    F32  (row_groups, column_groups)
     constant/NAME        F32
+    integers/NAME        I32
 
 Nothing in a file is trusted. Sizes are compared before anything is allocated, so a file can never ask for more memory
 than a small multiple of its own size; names must be exactly the expected ones; in the end `check` decides about the
@@ -16,20 +17,20 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
+from . import atomic
 from . import program as p
 from .check import check
 from .check_data import ProgramError
+from .integer_ops import IntegerOp
 from .packing import pack, packed_bytes, unpack
 from .program_json import Skeleton, from_json, keys, to_json
-from .tensor_file import MAX_DATA, FormatError, Tensors, decode, encode, parse_json
+from .tensor_file import MAX_DATA, NAMES, FormatError, Tensors, decode, encode, parse_json
 
-FORMAT, VERSION = "qvit", "1"
+FORMAT, VERSIONS = "qvit", ("1", "2")
 
 
 class ArtifactError(ValueError):
@@ -40,11 +41,26 @@ def to_bytes(program: p.Program) -> bytes:
     """The content of an artifact. Raises ProgramError when the program is not well formed."""
     check(program)
     tensors: Tensors = {f"constant/{name}": constant for name, constant in program.constants.items()}
+    tensors |= {f"integers/{name}": array for name, array in program.integers.items()}
     for name, weight in program.weights.items():
         tensors[f"weight/{name}/codes"] = pack(weight.codes, weight.bits)
         tensors[f"weight/{name}/scale"] = weight.scale
     text = json.dumps(to_json(program), separators=(",", ":"), allow_nan=False)
-    return encode(tensors, {"format": FORMAT, "version": VERSION, "program": text})
+    return encode(tensors, {"format": FORMAT, "version": version_of(program), "program": text})
+
+
+def version_of(program: p.Program) -> str:
+    """The lowest format version that has everything in this program.
+
+    "2" brought the integer-only ops, their integers, and SplitHeads, PatchMerge and SelectToken on codes; wide codes come
+    with them. Everything else still is "1", which an older reader reads.
+    """
+    moves_codes = (
+        isinstance(op, p.SplitHeads | p.PatchMerge | p.SelectToken) and program.buffers[op.input].grid is not None
+        for op in program.ops
+    )
+    has_new_ops = any(isinstance(op, IntegerOp) for op in program.ops)
+    return "2" if program.integers or has_new_ops or any(moves_codes) else "1"
 
 
 def save(program: p.Program, path: str | os.PathLike[str]) -> None:
@@ -52,16 +68,7 @@ def save(program: p.Program, path: str | os.PathLike[str]) -> None:
 
     Raises ProgramError when the program is not well formed; then nothing is written.
     """
-    content, path = to_bytes(program), Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same folder, so that replace is a rename
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.write(path, to_bytes(program))
 
 
 def load(path: str | os.PathLike[str]) -> p.Program:
@@ -84,31 +91,39 @@ def from_bytes(content: bytes) -> p.Program:
     """The Program of an artifact's content. Raises FormatError or ProgramError."""
     tensors, metadata = decode(content)
     keys(metadata, "__metadata__", ["format", "version", "program"])
-    for key, allowed in (("format", FORMAT), ("version", VERSION)):
-        if metadata[key] != allowed:
-            raise FormatError(f"__metadata__: {key} is {metadata[key][:20]!r}, allowed: {allowed!r}")
+    for key, allowed in (("format", (FORMAT,)), ("version", VERSIONS)):
+        if metadata[key] not in allowed:
+            names = ", ".join(map(repr, allowed))
+            raise FormatError(f"__metadata__: {key} is {metadata[key][:20]!r}, allowed: {names}")
     skeleton = from_json(parse_json("program", metadata["program"].encode("utf-8", "surrogatepass")))
     _check_names(skeleton, tensors)
     program = replace(
         skeleton.program,
         weights={name: _weight(name, skeleton, tensors) for name in skeleton.weights},
-        constants={name: _float(f"constant/{name}", tensors) for name in skeleton.constants},
+        constants={name: _typed(f"constant/{name}", "F32", tensors) for name in skeleton.constants},
+        integers={name: _typed(f"integers/{name}", "I32", tensors) for name in skeleton.integers},
     )
     check(program)
+    if metadata["version"] != version_of(program):
+        found, needed = metadata["version"], version_of(program)
+        raise FormatError(f"__metadata__: version is {found!r}, allowed: {needed!r}, as the program's ops say")
     return program
 
 
 def _check_names(skeleton: Skeleton, tensors: Tensors) -> None:
     """The tensors are those the Program calls for: none missing, none too many."""
     expected = {f"constant/{name}" for name in skeleton.constants}
+    expected |= {f"integers/{name}" for name in skeleton.integers}
     expected |= {f"weight/{name}/{part}" for name in skeleton.weights for part in ("codes", "scale")}
     for name in sorted(expected ^ tensors.keys()):
         raise FormatError(f"tensor {name[:100]!r} is {'missing' if name in expected else 'not used by the program'}")
 
 
-def _float(name: str, tensors: Tensors) -> np.ndarray:
-    if tensors[name].dtype != np.float32:
-        raise FormatError(f"tensor {name[:100]!r}: dtype is U8, allowed: F32")
+def _typed(name: str, kind: str, tensors: Tensors) -> np.ndarray:
+    """The tensor of this name, which must have this dtype."""
+    found = NAMES[tensors[name].dtype]
+    if found != kind:
+        raise FormatError(f"tensor {name[:100]!r}: dtype is {found}, allowed: {kind}")
     return tensors[name]
 
 
@@ -124,4 +139,4 @@ def _weight(name: str, skeleton: Skeleton, tensors: Tensors) -> p.Weight:
         codes = unpack(packed, shape, bits)
     except ValueError as error:
         raise FormatError(f"{where}: {error}") from None
-    return p.Weight(codes, bits, _float(f"weight/{name}/scale", tensors))
+    return p.Weight(codes, bits, _typed(f"weight/{name}/scale", "F32", tensors))

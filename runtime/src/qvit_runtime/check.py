@@ -15,19 +15,28 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from . import integer_ops as i
 from . import program as p
 from .check_data import (
     MAX_ENTRIES,
     check_buffer,
     check_constant,
+    check_integers,
     check_metadata,
     check_name,
     check_preprocess,
     check_weight,
     fail,
 )
-from .check_ops import CHECK, Scope
+from .check_ops import CHECK
+from .check_scope import Scope
 from .interpreter import inputs_of
+
+# Codes that do not stand for code * scale + offset: nobody else may take them for such.
+READERS: dict[type, tuple[type, ...]] = {
+    i.LogIntSoftmax: (i.ShiftAttentionValue,),
+    i.QuantizeRegions: (p.Linear, p.AttentionValue),
+}
 
 
 def check(program: p.Program) -> None:
@@ -40,6 +49,8 @@ def check(program: p.Program) -> None:
         check_weight(name, weight)
     for name, constant in program.constants.items():
         check_constant(name, constant)
+    for name, array in program.integers.items():
+        check_integers(name, array)
     _check_ends(program)
     check_preprocess(program.preprocess, program.buffers[program.input].shape, program.buffers[program.output].shape)
     check_metadata(program.metadata)
@@ -47,7 +58,7 @@ def check(program: p.Program) -> None:
 
 
 def _check_tables(program: p.Program) -> None:
-    for field, kind in (("ops", tuple), ("buffers", dict), ("weights", dict), ("constants", dict)):
+    for field, kind in (("ops", tuple), ("buffers", dict), ("weights", dict), ("constants", dict), ("integers", dict)):
         table = getattr(program, field)
         if not isinstance(table, kind) or len(table) > MAX_ENTRIES:
             raise fail(field, type(table).__name__, f"a {kind.__name__} of at most {MAX_ENTRIES} entries")
@@ -67,7 +78,7 @@ def _check_ends(program: p.Program) -> None:
 
 def _check_flow(program: p.Program) -> None:
     """Every op reads what is written already and writes one new buffer; then the op itself."""
-    written = {program.input}
+    writers: dict[str, type] = {program.input: type(None)}
     for step, op in enumerate(program.ops):
         if type(op) not in CHECK:
             raise fail(f"op {step}", type(op).__name__, ", ".join(kind.__name__ for kind in CHECK))
@@ -78,14 +89,17 @@ def _check_flow(program: p.Program) -> None:
             if name not in program.buffers:
                 raise fail(f"{where}: buffer", repr(name), "the name of a buffer")
         for name in inputs_of(op):
-            if name not in written:
+            if name not in writers:
                 raise fail(f"{where}: input", repr(name), "a buffer that an earlier op has written")
-        if op.output in written:
+            if type(op) not in READERS.get(writers[name], (type(op),)):
+                readers = " and ".join(kind.__name__ for kind in READERS[writers[name]])
+                raise fail(f"{where}: input {name!r}", f"written by {writers[name].__name__}", f"{readers} read that")
+        if op.output in writers:
             raise fail(f"{where}: output", repr(op.output), "a buffer that nothing has written yet")
-        CHECK[type(op)](Scope(program, where), op)
-        written.add(op.output)
+        CHECK[type(op)](Scope(program, where, writers), op)
+        writers[op.output] = type(op)
     for name in program.buffers:
-        if name not in written:
+        if name not in writers:
             raise fail(f"buffer {name!r}", "written by no op", "buffers that an op writes")
 
 

@@ -1,4 +1,4 @@
-"""What a well-formed grid, buffer, weight, constant and preprocess are: the data of a Program, before any op is looked at.
+"""What a well-formed grid, buffer, weight, constant, array of integers and preprocess are: the data of a Program, before any op is looked at.
 
 The limits are not decoration, each one keeps a promise made elsewhere:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import program as p
+from .integer_ops import WIDE_BITS
 
 MAX_NAME = 200
 MAX_RANK = 4
@@ -21,6 +22,7 @@ MAX_ELEMENTS = 1 << 27
 MAX_INNER = 1 << 16
 MIN_SCALE, MAX_SCALE = 1e-12, 1e12
 MAX_CONSTANT = 1e12
+MAX_INTEGER = (1 << 31) - 1
 MAX_ENTRIES = 100_000
 MAX_TEXT = 10_000
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
@@ -92,8 +94,11 @@ def check_grid(where: str, grid: p.Grid, shape: tuple[int, ...]) -> None:
     check_int(f"{where}: number of groups", grid.groups, 1, shape[grid.axis])
     if shape[grid.axis] % grid.groups:
         raise fail(f"{where}: number of groups", grid.groups, f"a divisor of {shape[grid.axis]}, axis {grid.axis}")
+    may_be_wide = grid.signed and all(bits == grid.bits[0] for bits in grid.bits)
     for bits in grid.bits:
-        check_int(f"{where}.bits", bits, p.MIN_BITS, p.MAX_BITS)
+        whole = isinstance(bits, int | np.integer)
+        if not whole or not (p.MIN_BITS <= bits <= p.MAX_BITS or (may_be_wide and bits in WIDE_BITS)):
+            raise fail(f"{where}.bits", bits, "an integer in 2..8, or 16 or 32 for all groups of a signed grid")
     check_array(f"{where}.scale", grid.scale, np.float32, (grid.groups,), MIN_SCALE, MAX_SCALE)
     check_array(f"{where}.offset", grid.offset, np.float32, (grid.groups,), -MAX_CONSTANT, MAX_CONSTANT)
     if grid.signed and grid.offset.any():
@@ -134,6 +139,15 @@ def check_constant(name: str, array: np.ndarray) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not 1 <= array.ndim <= MAX_RANK:
         raise fail(where, _describe(array), f"float32 of 1 to {MAX_RANK} axes")
     check_array(where, array, np.float32, array.shape, -MAX_CONSTANT, MAX_CONSTANT)
+
+
+def check_integers(name: str, array: np.ndarray) -> None:
+    where = f"integers {name!r}"
+    check_name("a name of integers", name)
+    if not isinstance(array, np.ndarray) or array.dtype != np.int32 or not 1 <= array.ndim <= MAX_RANK:
+        raise fail(where, _describe(array), f"int32 of 1 to {MAX_RANK} axes")
+    if (array < -MAX_INTEGER).any():
+        raise fail(f"{where}: an element", array.min(), f"-{MAX_INTEGER}..{MAX_INTEGER}")
 
 
 def check_preprocess(preprocess: p.Preprocess, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:

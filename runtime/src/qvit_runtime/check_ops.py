@@ -7,110 +7,34 @@ buffer with what the op really produces. Two questions come back in every op tha
   along the summed axis, or where the sum is cut into blocks (Linear's column groups). One group fits anywhere.
 
   May the grid have an offset?  Linear may (freeze folds it into the bias). A product of two activations may not, and
-  neither may a window partition, whose padding is code 0 and has to mean the value 0.
+  neither may a window partition or a patch merge, whose padding is code 0 and has to mean the value 0.
+
+The ops that move elements about take codes of any width; everything else here stays at 8 bits. The integer-only ops are
+in `check_ops_integer`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from . import integer_ops as i
 from . import program as p
 from .check_data import MAX_INNER, fail
-
-
-class Scope:
-    """The program as one op sees it: look-ups and comparisons that fail with the op's own name in the message."""
-
-    def __init__(self, program: p.Program, where: str) -> None:
-        self.program = program
-        self.where = where
-
-    def demand(self, holds: bool, field: str, found: object, allowed: str) -> None:
-        if not holds:
-            raise fail(f"{self.where}: {field}", found, allowed)
-
-    def values(self, name: str, ranks: tuple[int, ...] = (1, 2, 3, 4)) -> tuple[int, ...]:
-        """Shape of a buffer that must hold values and have one of these ranks."""
-        buffer = self.program.buffers[name]
-        self.demand(buffer.grid is None, f"input {name!r}", "codes", "values")
-        self.demand(len(buffer.shape) in ranks, f"input {name!r}", buffer.shape, f"rank {_either(ranks)}")
-        return buffer.shape
-
-    def codes(self, name: str, ranks: tuple[int, ...] = (1, 2, 3, 4)) -> tuple[tuple[int, ...], p.Grid]:
-        buffer = self.program.buffers[name]
-        self.demand(len(buffer.shape) in ranks, f"input {name!r}", buffer.shape, f"rank {_either(ranks)}")
-        if buffer.grid is None:
-            raise fail(f"{self.where}: input {name!r}", "values", "codes")
-        return buffer.shape, buffer.grid
-
-    def groups_on(self, name: str, axis: int) -> None:
-        """One group, or groups along this axis."""
-        shape, grid = self.codes(name)
-        axis %= len(shape)
-        found = f"{grid.groups} along axis {grid.axis}"
-        self.demand(
-            grid.groups == 1 or grid.axis == axis, f"groups of {name!r}", found, f"1, or more along axis {axis}"
-        )
-
-    def no_offset(self, name: str) -> None:
-        _, grid = self.codes(name)
-        self.demand(not grid.offset.any(), f"offset of {name!r}", grid.offset, "0")
-
-    def writes_values(self, name: str, shape: tuple[int, ...]) -> None:
-        buffer = self.program.buffers[name]
-        self.demand(buffer.grid is None, f"output {name!r}", "codes", "values")
-        self.demand(buffer.shape == shape, f"output {name!r}", buffer.shape, str(shape))
-
-    def writes_codes(self, name: str, shape: tuple[int, ...], grid: p.Grid, axis: int) -> None:
-        """The same codes in another arrangement: the grid is unchanged but for the axis of its groups."""
-        buffer = self.program.buffers[name]
-        self.demand(buffer.shape == shape, f"output {name!r}", buffer.shape, str(shape))
-        if buffer.grid is None:
-            raise fail(f"{self.where}: output {name!r}", "values", "codes")
-        same = (
-            buffer.grid.bits == grid.bits
-            and buffer.grid.signed == grid.signed
-            and np.array_equal(buffer.grid.scale, grid.scale)
-            and np.array_equal(buffer.grid.offset, grid.offset)
-        )
-        self.demand(same, f"grid of {name!r}", "another one", "the grid of the input")
-        moved = grid.groups == 1 or buffer.grid.axis == axis
-        self.demand(moved, f"grid axis of {name!r}", buffer.grid.axis, str(axis))
-
-    def constant(self, field: str, name: str, *shapes: tuple[int, ...]) -> None:
-        if name not in self.program.constants:
-            raise fail(f"{self.where}: {field}", repr(name), "the name of a constant")
-        shape = self.program.constants[name].shape
-        self.demand(shape in shapes, f"{field} {name!r}", shape, " or ".join(map(str, shapes)))
-
-    def per_head(self, name: str, ranks: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of codes (..., H, N, x) with one group or H groups along the head axis, and no offset."""
-        shape, grid = self.codes(name, ranks)
-        self.groups_on(name, -3)
-        self.demand(
-            grid.groups in (1, shape[-3]), f"groups of {name!r}", grid.groups, f"1 or {shape[-3]}, one per head"
-        )
-        self.no_offset(name)
-        return shape
-
-
-def _either(ranks: tuple[int, ...]) -> str:
-    return " or ".join(map(str, ranks))
+from .check_ops_integer import CHECK_INTEGER
+from .check_scope import WIDEST, Scope
 
 
 def _quantize(scope: Scope, op: p.Quantize) -> None:
-    shape = scope.values(op.input)
-    buffer = scope.program.buffers[op.output]
-    scope.demand(buffer.grid is not None, f"output {op.output!r}", "values", "codes")
-    scope.demand(buffer.shape == shape, f"output {op.output!r}", buffer.shape, str(shape))
+    scope.rounds_to(op.output, scope.values(op.input), p.MAX_BITS)
 
 
 def _patchify(scope: Scope, op: p.Patchify) -> None:
     (channels, height, width), grid = scope.codes(op.input, (3,))
-    scope.demand(grid.groups == 1, f"groups of {op.input!r}", grid.groups, "1")
+    scope.one_group(op.input)
     scope.demand(1 <= op.patch <= min(height, width), "patch", op.patch, f"1..{min(height, width)}")
     rows, cols, inner = height // op.patch, width // op.patch, channels * op.patch**2
     rank = len(scope.program.buffers[op.output].shape)
@@ -120,12 +44,12 @@ def _patchify(scope: Scope, op: p.Patchify) -> None:
 def _linear(scope: Scope, op: p.Linear) -> None:
     shape, grid = scope.codes(op.input)
     scope.groups_on(op.input, -1)
-    if op.weight not in scope.program.weights:
-        raise fail(f"{scope.where}: weight", repr(op.weight), "the name of a weight")
-    weight = scope.program.weights[op.weight]
+    weight = scope.weight(op.weight)
     out_features, in_features = weight.codes.shape
-    scope.demand(in_features == shape[-1], f"inputs of {op.weight!r}", in_features, f"{shape[-1]}, as {op.input!r} has")
-    columns = weight.scale.shape[1]
+    halves = 2 if scope.writers[op.input] is i.QuantizeRegions else 1
+    expected = f"{shape[-1] // halves}, {'half of what' if halves == 2 else 'as'} {op.input!r} has"
+    scope.demand(in_features * halves == shape[-1], f"inputs of {op.weight!r}", in_features, expected)
+    columns = weight.scale.shape[1] * halves
     fits = max(columns, grid.groups) % min(columns, grid.groups) == 0
     found = f"{columns} against {grid.groups} input groups"
     scope.demand(fits, f"column groups of {op.weight!r}", found, "numbers of which one divides the other")
@@ -134,7 +58,9 @@ def _linear(scope: Scope, op: p.Linear) -> None:
 
 
 def _split_heads(scope: Scope, op: p.SplitHeads) -> None:
-    *lead, tokens, channels = scope.values(op.input, (2, 3))
+    source = scope.program.buffers[op.input]
+    scope.demand(len(source.shape) in (2, 3), f"input {op.input!r}", source.shape, "rank 2 or 3")
+    *lead, tokens, channels = source.shape
     scope.demand(1 <= op.parts <= channels, "parts", op.parts, f"1..{channels}")
     scope.demand(0 <= op.part < op.parts, "part", op.part, f"0..{op.parts - 1}")
     output = scope.program.buffers[op.output].shape
@@ -142,11 +68,27 @@ def _split_heads(scope: Scope, op: p.SplitHeads) -> None:
     heads, dim = output[-3], output[-1]
     found = f"{op.parts} parts x {heads} heads x {dim}"
     scope.demand(op.parts * heads * dim == channels, f"output {op.output!r}", found, f"a product of {channels}")
-    scope.writes_values(op.output, (*lead, heads, tokens, dim))
+    shape = (*lead, heads, tokens, dim)
+    if source.grid is None:
+        scope.writes_values(op.output, shape)
+    else:
+        scope.writes_codes(op.output, shape, _grid_of_part(scope, op, source.grid, heads), len(lead))
+
+
+def _grid_of_part(scope: Scope, op: p.SplitHeads, grid: p.Grid, heads: int) -> p.Grid:
+    """One group for all, or the part's share of groups that are as many as parts, or as parts x heads."""
+    scope.groups_on(op.input, -1)
+    allowed = (1, op.parts, op.parts * heads)
+    scope.demand(grid.groups in allowed, f"groups of {op.input!r}", grid.groups, " or ".join(map(str, allowed)))
+    if grid.groups == 1:
+        return grid
+    share = grid.groups // op.parts
+    own = slice(op.part * share, (op.part + 1) * share)
+    return replace(grid, bits=grid.bits[own], scale=grid.scale[own], offset=grid.offset[own])
 
 
 def _merge_heads(scope: Scope, op: p.MergeHeads) -> None:
-    shape, grid = scope.codes(op.input, (3, 4))
+    shape, grid = scope.codes(op.input, (3, 4), WIDEST)
     scope.groups_on(op.input, -3)
     *lead, heads, tokens, dim = shape
     scope.writes_codes(op.output, (*lead, tokens, heads * dim), grid, len(lead) + 1)
@@ -171,8 +113,14 @@ def _softmax(scope: Scope, op: p.Softmax) -> None:
 
 
 def _attention_value(scope: Scope, op: p.AttentionValue) -> None:
-    attention, value = scope.per_head(op.attention, (3, 4)), scope.per_head(op.value, (3, 4))
-    square = (*value[:-1], value[-2])
+    value = scope.per_head(op.value, (3, 4))
+    if scope.writers[op.attention] is i.QuantizeRegions:
+        attention, _ = scope.codes(op.attention)
+        scope.no_offset(op.attention)
+        square = (*value[:-1], 2 * value[-2])
+    else:
+        attention = scope.per_head(op.attention, (3, 4))
+        square = (*value[:-1], value[-2])
     scope.demand(attention == square, f"attention {op.attention!r}", attention, f"{square}, which fits {op.value!r}")
     inner = attention[-1]
     scope.demand(inner <= MAX_INNER, f"attention {op.attention!r}: inner dimension", inner, f"at most {MAX_INNER}")
@@ -225,13 +173,13 @@ def _windows(scope: Scope, op: p.WindowPartition | p.WindowMerge, image: tuple[i
 
 
 def _rearrange(scope: Scope, source: str, output: str, shape: tuple[int, ...]) -> None:
-    """values -> values, or codes with groups along the channels at most -> the same codes."""
+    """values (..., C) -> values (..., C), or codes with groups along the channels at most -> the same codes."""
     grid = scope.program.buffers[source].grid
     if grid is None:
         scope.writes_values(output, shape)
     else:
         scope.groups_on(source, -1)
-        scope.writes_codes(output, shape, grid, 2)
+        scope.writes_codes(output, shape, grid, len(shape) - 1)
 
 
 def _window_partition(scope: Scope, op: p.WindowPartition) -> None:
@@ -252,14 +200,20 @@ def _window_merge(scope: Scope, op: p.WindowMerge) -> None:
 
 
 def _patch_merge(scope: Scope, op: p.PatchMerge) -> None:
-    rows, cols, channels = scope.values(op.input, (3,))
-    scope.writes_values(op.output, ((rows + 1) // 2, (cols + 1) // 2, 4 * channels))
+    source = scope.program.buffers[op.input]
+    scope.demand(len(source.shape) == 3, f"input {op.input!r}", source.shape, "rank 3")
+    rows, cols, channels = source.shape
+    if source.grid is not None:
+        scope.one_group(op.input)
+        scope.no_offset(op.input)
+    _rearrange(scope, op.input, op.output, ((rows + 1) // 2, (cols + 1) // 2, 4 * channels))
 
 
 def _select_token(scope: Scope, op: p.SelectToken) -> None:
-    tokens, channels = scope.values(op.input, (2,))
-    scope.demand(0 <= op.index < tokens, "index", op.index, f"0..{tokens - 1}")
-    scope.writes_values(op.output, (channels,))
+    source = scope.program.buffers[op.input].shape
+    scope.demand(len(source) == 2, f"input {op.input!r}", source, "rank 2")
+    scope.demand(0 <= op.index < source[0], "index", op.index, f"0..{source[0] - 1}")
+    _rearrange(scope, op.input, op.output, source[1:])
 
 
 def _mean_tokens(scope: Scope, op: p.MeanTokens) -> None:
@@ -288,4 +242,5 @@ CHECK: dict[type, Callable[[Scope, Any], None]] = {
     p.PatchMerge: _patch_merge,
     p.SelectToken: _select_token,
     p.MeanTokens: _mean_tokens,
+    **CHECK_INTEGER,
 }

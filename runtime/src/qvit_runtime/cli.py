@@ -21,6 +21,7 @@ from .artifact import load
 from .bench import by_name, measure, random_images, step_times
 from .engine import Engine
 from .inspection import describe
+from .integer_only import NotIntegerOnly, prove, widest
 from .predict import Answer, Execute, predict
 
 ALL_WELL, SOME_FAILED, NOTHING_DONE = 0, 1, 2
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
     other = verbs.add_parser("inspect", help="show bits per layer and head, sizes, and what runs on integers")
     other.add_argument("model", help="a .qvit file")
+    other.add_argument("--integers", action="store_true", help="is it integer-only, and how wide is each integer?")
     other.set_defaults(command=inspect_command)
 
     timed = verbs.add_parser("bench", help="measure how long an image takes, and where the time goes")
@@ -107,10 +109,33 @@ def answer_text(answer: Answer) -> str:
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    description = describe(load(options.model)) | {"file": options.model, "bytes": os.path.getsize(options.model)}
+    program = load(options.model)
+    if options.integers:
+        return integers_command(options, program)
+    description = describe(program) | {"file": options.model, "bytes": os.path.getsize(options.model)}
     if options.json != "-":
         say(description_text(description))
     write_json(options.json, description)
+    return ALL_WELL
+
+
+def integers_command(options: argparse.Namespace, program: p.Program) -> int:
+    """Either verdict is an answer."""
+    try:
+        widths, verdict = prove(program), "integer-only from the first Quantize to the last Dequantize"
+    except NotIntegerOnly as error:
+        widths, verdict = [], f"not integer-only: {error}"
+    if options.json != "-":
+        rows = [
+            [w.op, str(count), w.quantity, f"{w.worst:,}", str(w.bits), str(w.register)]
+            for w, count in widest(widths)
+        ]
+        lines = ["", *table(["op", "count", "what", "worst case", "bits", "register"], rows)] if rows else []
+        say("\n".join([f"{options.model}: {verdict}", *lines]))
+    content = [asdict(width) | {"register": width.register} for width in widths]
+    write_json(
+        options.json, {"file": options.model, "integer_only": bool(widths), "verdict": verdict, "widths": content}
+    )
     return ALL_WELL
 
 
@@ -122,7 +147,8 @@ def description_text(about: dict[str, Any]) -> str:
             f"image {sizes(about['input'])} -> {sizes(about['output'])}, {totals['ops']} ops, "
             f"{totals['macs'] / 1e6:,.1f} M MACs, {totals['gbitops']:,.3f} GBitOPs",
             f"weights {totals['weight_codes']:,} codes of {totals['average_weight_bits']:.2f} bits on average, "
-            f"{totals['packed_weight_bytes'] / 1024:,.1f} KiB packed; constants {totals['constant_bytes'] / 1024:,.1f} KiB",
+            f"{totals['packed_weight_bytes'] / 1024:,.1f} KiB packed; constants {totals['constant_bytes'] / 1024:,.1f} KiB, "
+            f"integers {totals['integer_bytes'] / 1024:,.1f} KiB",
             "",
             *table(
                 ["weight", "shape", "bits", "KiB"],

@@ -5,10 +5,11 @@ bits of both operands, for layers with several groups the mean over the groups o
 
 Placement of an op:
 
-  integer   multiplies integers and accumulates exactly; only its epilogue, one multiplication per sum, is float
-  moves     rearranges codes or values, computes nothing
-  rounds    the border: values in, codes out
-  float     computes on float32 values
+  integer only   integers in, integers out, rounding included; `integer_only` proves it of whole programs
+  integer        multiplies integers and accumulates exactly; only its epilogue, one multiplication per sum, is float
+  rounds         the border: values in and codes out, or codes in and values out
+  moves          rearranges codes or values, computes nothing
+  float          computes on float32 values
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
+from . import integer_ops as i
 from . import program as p
 from .packing import packed_bytes
+from .products import Product, meeting_bits, products
 
 PLACEMENT: dict[type, str] = {
     p.Linear: "integer",
@@ -41,7 +42,32 @@ PLACEMENT: dict[type, str] = {
     p.Multiply: "float",
     p.Tokens: "float",
     p.MeanTokens: "float",
+    i.Dequantize: "rounds",
+    i.QuantizeRegions: "rounds",
+    i.LinearAccumulate: "integer only",
+    i.QueryKeyAccumulate: "integer only",
+    i.AttentionValueAccumulate: "integer only",
+    i.Requantize: "integer only",
+    i.AddRequantize: "integer only",
+    i.IntegerTokens: "integer only",
+    i.SumTokens: "integer only",
+    i.IntegerLayerNorm: "integer only",
+    i.ShiftGelu: "integer only",
+    i.Shiftmax: "integer only",
+    i.LogIntSoftmax: "integer only",
+    i.ShiftAttentionValue: "integer",
 }
+
+Rounding = (  # what decides the bits of an activation; sums and what moves codes about do not
+    p.Quantize
+    | i.QuantizeRegions
+    | i.Requantize
+    | i.AddRequantize
+    | i.IntegerTokens
+    | i.IntegerLayerNorm
+    | i.Shiftmax
+    | i.LogIntSoftmax
+)
 
 
 def describe(program: p.Program) -> dict[str, Any]:
@@ -49,7 +75,7 @@ def describe(program: p.Program) -> dict[str, Any]:
     weights = [_weight(name, weight) for name, weight in program.weights.items()]
     codes = sum(weight.codes.size for weight in program.weights.values())
     packed = sum(weight["packed_bytes"] for weight in weights)
-    products = [_product(program, op) for op in program.ops if PLACEMENT[type(op)] == "integer"]
+    multiplied = products(program)
     return {
         "name": program.name,
         "input": list(program.buffers[program.input].shape),
@@ -62,11 +88,12 @@ def describe(program: p.Program) -> dict[str, Any]:
             "average_weight_bits": sum(weight["average_bits"] * weight["codes"] for weight in weights) / max(codes, 1),
             "packed_weight_bytes": packed,
             "constant_bytes": sum(constant.nbytes for constant in program.constants.values()),
-            "macs": sum(macs for macs, _ in products),
-            "gbitops": sum(macs * bits for macs, bits in products) / 1e9,
+            "integer_bytes": sum(array.nbytes for array in program.integers.values()),
+            "macs": sum(product.macs for product in multiplied),
+            "gbitops": sum(_bitops(program, product) for product in multiplied) / 1e9,
         },
         "weights": weights,
-        "activations": [_activation(op.output, program) for op in program.ops if isinstance(op, p.Quantize)],
+        "activations": [_activation(op.output, program) for op in program.ops if isinstance(op, Rounding)],
         "placement": _placement(program),
     }
 
@@ -98,32 +125,11 @@ def _activation(name: str, program: p.Program) -> dict[str, Any]:
 
 def _placement(program: p.Program) -> list[dict[str, Any]]:
     counts = Counter(type(op) for op in program.ops)
-    order = ["integer", "rounds", "moves", "float"]
+    order = ["integer only", "integer", "rounds", "moves", "float"]
     kinds = sorted(counts, key=lambda kind: (order.index(PLACEMENT[kind]), kind.__name__))
     return [{"op": kind.__name__, "count": counts[kind], "placement": PLACEMENT[kind]} for kind in kinds]
 
 
-def _product(program: p.Program, op: p.Op) -> tuple[int, float]:
-    """(MACs, mean product of the bits of the two operands) of an integer op."""
-    match op:
-        case p.Linear():
-            weight, shape = program.weights[op.weight], program.buffers[op.input].shape
-            columns, inputs = weight.bits.shape[1], _bits(program, op.input)
-            blocks = max(columns, len(inputs))
-            weight_bits = np.repeat(weight.bits, blocks // columns, axis=1)
-            input_bits = np.repeat(inputs, blocks // len(inputs))
-            return int(np.prod(shape[:-1])) * weight.codes.size, float((weight_bits * input_bits).mean())
-        case p.QueryKey():
-            left, right, inner = op.query, op.key, program.buffers[op.query].shape[-1]
-        case p.AttentionValue():
-            left, right, inner = op.attention, op.value, program.buffers[op.attention].shape[-1]
-        case _:
-            raise TypeError(f"{type(op).__name__} multiplies no integers")
-    left_bits, right_bits = np.broadcast_arrays(_bits(program, left), _bits(program, right))
-    return int(np.prod(program.buffers[op.output].shape)) * inner, float((left_bits * right_bits).mean())
-
-
-def _bits(program: p.Program, name: str) -> np.ndarray:
-    grid = program.buffers[name].grid
-    assert grid is not None
-    return np.array(grid.bits)
+def _bitops(program: p.Program, product: Product) -> float:
+    left, right = meeting_bits(program, product)
+    return product.macs * float((left * right).mean())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .program import Grid
+from .program import MAX_BITS, Buffer, Grid
 
 
 def expand_groups(per_group: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
@@ -28,6 +28,18 @@ def expand_groups(per_group: np.ndarray, shape: tuple[int, ...], axis: int) -> n
     view = [1] * len(shape)
     view[axis] = length
     return np.repeat(per_group, length // groups).reshape(view)
+
+
+def code_dtype(grid: Grid) -> type[np.signedinteger]:
+    """How codes of this grid are kept: int16 up to 8 bits (unsigned ones need 9), int32 for 16 bits, int64 for 32."""
+    bits = max(grid.bits)
+    return np.int16 if bits <= MAX_BITS else np.int32 if bits == 16 else np.int64
+
+
+def head_scale(buffer: Buffer) -> np.ndarray:
+    """The scale of a buffer of codes as float64, broadcastable against (batch, *its shape)."""
+    assert buffer.grid is not None
+    return expand_groups(buffer.grid.scale.astype(np.float64), (1, *buffer.shape), buffer.grid.axis + 1)
 
 
 def batch_axis(grid: Grid) -> int:

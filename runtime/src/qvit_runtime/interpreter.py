@@ -1,10 +1,10 @@
 """The reference interpreter: what every op of a Program means, in numpy.
 
 Values are float32 between ops. Inside an op everything is computed in float64 and rounded once at its end, so that the
-interpreter is the accurate end of every comparison. Codes are int16 (they need 9 bits at most). All arrays have a
-leading batch axis; the last axes are those of the op's docstring in `program`.
+interpreter is the accurate end of every comparison. Codes are int16 (they need 9 bits at most; wide ones are int32 and
+int64). All arrays have a leading batch axis; the last axes are those of the op's docstring in `program`.
 
-One function per op, one dict from op to function: a new op is a new function here.
+One function per op, one dict from op to function: a new op is a new function here, or in `interpreter_integer`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from math import erf as exact_erf
 
 import numpy as np
 
+from . import integer_ops as i
 from . import program as p
-from .integer import expand_groups, integer_matmul, quantize
-
-Arrays = dict[str, np.ndarray]
+from .integer import head_scale, integer_matmul, quantize
+from .interpreter_integer import EXECUTE_INTEGER, Arrays
 
 
 def run(program: p.Program, images: np.ndarray) -> np.ndarray:
@@ -58,11 +58,11 @@ def _last_use(program: p.Program) -> dict[str, int]:
 def inputs_of(op: p.Op) -> tuple[str, ...]:
     """The buffers an op reads."""
     match op:
-        case p.QueryKey():
+        case p.QueryKey() | i.QueryKeyAccumulate():
             return (op.query, op.key)
-        case p.AttentionValue():
+        case p.AttentionValue() | i.AttentionValueAccumulate() | i.ShiftAttentionValue():
             return (op.attention, op.value)
-        case p.Add():
+        case p.Add() | i.AddRequantize():
             return (op.left, op.right)
         case _:
             return (op.input,)
@@ -111,15 +111,17 @@ def _linear(program: p.Program, op: p.Linear, live: Arrays) -> np.ndarray:
     weight, grid = program.weights[op.weight], program.buffers[op.input].grid
     assert grid is not None
     codes = live[op.input].astype(np.float64)
-    out_features, in_features = weight.codes.shape
-    row_groups, columns = weight.scale.shape
+    out_features, in_features = len(weight.codes), codes.shape[-1]
+    halves = in_features // weight.codes.shape[1]  # 2 for the two regions of QuantizeRegions, else 1
+    weight_codes, scales = np.tile(weight.codes, (1, halves)), np.tile(weight.scale, (1, halves))
+    row_groups, columns = scales.shape
     blocks = max(columns, grid.groups)  # column blocks that have one input scale and one weight scale each
     width = in_features // blocks
     total = np.zeros((*codes.shape[:-1], out_features))
     for block in range(blocks):
         part = slice(block * width, (block + 1) * width)
-        acc = codes[..., part] @ weight.codes[:, part].astype(np.float64).T
-        weight_scale = weight.scale[:, block * columns // blocks].astype(np.float64)
+        acc = codes[..., part] @ weight_codes[:, part].astype(np.float64).T
+        weight_scale = scales[:, block * columns // blocks].astype(np.float64)
         input_scale = float(grid.scale[block * grid.groups // blocks])
         total += acc * (np.repeat(weight_scale, out_features // row_groups) * input_scale)
     return (total + program.constants[op.bias].astype(np.float64)).astype(np.float32)
@@ -138,15 +140,9 @@ def _merge_heads(program: p.Program, op: p.MergeHeads, live: Arrays) -> np.ndarr
     return codes.reshape(*codes.shape[:-2], -1)
 
 
-def _head_scale(program: p.Program, name: str) -> np.ndarray:
-    buffer = program.buffers[name]
-    assert buffer.grid is not None
-    return expand_groups(buffer.grid.scale.astype(np.float64), (1, *buffer.shape), buffer.grid.axis + 1)
-
-
 def _query_key(program: p.Program, op: p.QueryKey, live: Arrays) -> np.ndarray:
     acc = integer_matmul(live[op.query], live[op.key].swapaxes(-1, -2))
-    factor = _head_scale(program, op.query) * _head_scale(program, op.key) * op.factor
+    factor = head_scale(program.buffers[op.query]) * head_scale(program.buffers[op.key]) * op.factor
     return (acc * factor).astype(np.float32)
 
 
@@ -161,9 +157,16 @@ def _softmax(program: p.Program, op: p.Softmax, live: Arrays) -> np.ndarray:
 
 
 def _attention_value(program: p.Program, op: p.AttentionValue, live: Arrays) -> np.ndarray:
-    acc = integer_matmul(live[op.attention], live[op.value])
-    factor = _head_scale(program, op.attention) * _head_scale(program, op.value)
-    return (acc * factor).astype(np.float32)
+    attention, value = live[op.attention], live[op.value]
+    value_scale = head_scale(program.buffers[op.value])
+    if attention.shape[-1] == value.shape[-2]:
+        factor = head_scale(program.buffers[op.attention]) * value_scale
+        return (integer_matmul(attention, value) * factor).astype(np.float32)
+    regions = program.buffers[op.attention].grid  # of QuantizeRegions: both halves multiply the same value
+    assert regions is not None
+    low, high = (integer_matmul(half, value) for half in np.split(attention, 2, axis=-1))
+    total = low * float(regions.scale[0]) + high * float(regions.scale[1])
+    return (total * value_scale).astype(np.float32)
 
 
 def _layer_norm(program: p.Program, op: p.LayerNorm, live: Arrays) -> np.ndarray:
@@ -251,4 +254,5 @@ EXECUTE: dict[type, Callable[..., np.ndarray]] = {
     p.PatchMerge: _patch_merge,
     p.SelectToken: _select_token,
     p.MeanTokens: _mean_tokens,
+    **EXECUTE_INTEGER,
 }

@@ -113,7 +113,7 @@ class Linear:
     """codes (..., in) -> values (..., out): sum over column groups of acc * scale_x * scale_w, plus bias.
 
     An offset o of the input adds o * scale_w * (row sum of the weight codes); `freeze` folds it into the bias, so a
-    backend multiplies codes only.
+    backend multiplies codes only. Behind QuantizeRegions the input is twice as wide as the weight, which serves both halves.
     """
 
     input: str
@@ -124,7 +124,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class SplitHeads:
-    """values (..., N, parts * H * d) -> values (..., H, N, d), the `part`-th of `parts` equal column ranges."""
+    """(..., N, parts * H * d) -> (..., H, N, d), the `part`-th of `parts` equal column ranges, on values or codes.
+
+    Codes have one group, or groups along the last axis: one per part, which takes its own, or one per part and head, where
+    each part takes its H groups and has them along the head axis.
+    """
 
     input: str
     output: str
@@ -166,7 +170,10 @@ class Softmax:
 
 @dataclass(frozen=True)
 class AttentionValue:
-    """codes attention (..., H, N, N) and v (..., H, N, d) -> values (..., H, N, d), per head."""
+    """codes attention (..., H, N, N) and v (..., H, N, d) -> values (..., H, N, d), per head.
+
+    Behind QuantizeRegions attention is (..., H, N, 2 N), and v serves both halves.
+    """
 
     attention: str
     value: str
@@ -249,7 +256,7 @@ class WindowMerge:
 
 @dataclass(frozen=True)
 class PatchMerge:
-    """values (rows, cols, C) -> (ceil(rows / 2), ceil(cols / 2), 4 C); odd sides are padded with zeros.
+    """(rows, cols, C) -> (ceil(rows / 2), ceil(cols / 2), 4 C), on values or codes of one group; odd sides are zero-padded.
 
     Channel blocks in timm's order: (0, 0), (1, 0), (0, 1), (1, 1) as (row, column) inside the 2 x 2 square.
     """
@@ -260,7 +267,7 @@ class PatchMerge:
 
 @dataclass(frozen=True)
 class SelectToken:
-    """values (N, C) -> (C,): one token."""
+    """(N, C) -> (C,): one token, on values or codes."""
 
     input: str
     output: str

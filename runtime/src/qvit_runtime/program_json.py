@@ -8,10 +8,11 @@
                  "image_codes": {"shape": [3, 224, 224],
                                  "grid": {"bits": [8], "signed": true, "axis": 0, "scale": [0.02], "offset": [0.0]}}, ...},
      "weights": {"blocks.0.attn.qkv.weight": {"shape": [576, 192], "bits": [[3], [2], ...]}, ...},
-     "constants": ["norm.bias", ...]}
+     "constants": ["norm.bias", ...],
+     "integers": ["norm.multiplier", ...]}
 
 Scales of grids are float32 numbers written with the digits of a float64, so they come back bit for bit. Reading is strict:
-every key must be there and no other; what the values may be, `check` says afterwards.
+every key must be there and no other (`integers` where there are any); what the values may be, `check` says afterwards.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Skeleton:
     program: p.Program
     weights: dict[str, tuple[tuple[int, int], np.ndarray]]
     constants: tuple[str, ...]
+    integers: tuple[str, ...]
 
 
 def to_json(program: p.Program) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def to_json(program: p.Program) -> dict[str, Any]:
             for name, weight in program.weights.items()
         },
         "constants": list(program.constants),
-    }
+    } | ({"integers": list(program.integers)} if program.integers else {})
 
 
 def _plain(value: Any) -> Any:
@@ -80,7 +82,7 @@ def _buffer_to_json(buffer: p.Buffer) -> dict[str, Any]:
 
 
 def from_json(table: dict[str, Any]) -> Skeleton:
-    """The Program of a JSON object, its weights and constants still empty. Raises FormatError."""
+    """The Program of a JSON object, its weights, constants and integers still empty. Raises FormatError."""
     required = [field.name for field in fields(p.Program) if field.name != "integers"]
     keys(table, "program", required, optional=("integers",))
     program = p.Program(
@@ -95,10 +97,15 @@ def from_json(table: dict[str, Any]) -> Skeleton:
         metadata=_kind(table, "program", "metadata", dict),
     )
     weights = {name: _weight(name, item) for name, item in _kind(table, "program", "weights", dict).items()}
-    constants = _kind(table, "program", "constants", list)
-    if not all(isinstance(name, str) for name in constants) or len(set(constants)) != len(constants):
-        raise FormatError("program: constants is not a list of different names")
-    return Skeleton(program, weights, tuple(constants))
+    integers = _names(table, "integers") if "integers" in table else ()
+    return Skeleton(program, weights, _names(table, "constants"), integers)
+
+
+def _names(table: dict[str, Any], key: str) -> tuple[str, ...]:
+    names = _kind(table, "program", key, list)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise FormatError(f"program: {key} is not a list of different names")
+    return tuple(names)
 
 
 def keys(table: object, where: str, names: list[str], optional: tuple[str, ...] = ()) -> None:

@@ -11,7 +11,7 @@ Why our own reader and writer of a format that has a package: the same Program m
 (the package writes its metadata in hash order), a hostile file must be refused with the name of the field before
 anything is allocated, and the runtime has one dependency less. Tests hold both against the package.
 
-Only F32 and U8 are in use. F32 tensors come first, so that they are aligned; in a dtype the order is that of the names.
+Only F32, I32 and U8 are in use. They come in this order, so that all are aligned; in a dtype the order is that of the names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy as np
 
 MAX_HEADER = 16 << 20
 MAX_DATA = 1 << 32
-DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "U8": np.dtype("u1")}
+NAMES = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items()}
 
 Tensors = dict[str, np.ndarray]
 
@@ -33,12 +34,11 @@ class FormatError(ValueError):
 
 
 def encode(tensors: Tensors, metadata: dict[str, str]) -> bytes:
-    """Bytes of a file that holds these float32 and uint8 tensors."""
-    names = {np.dtype(np.float32): "F32", np.dtype(np.uint8): "U8"}
+    """Bytes of a file that holds these float32, int32 and uint8 tensors."""
     header: dict[str, Any] = {"__metadata__": metadata}
     parts, end = [], 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (names[item[1].dtype], item[0])):
-        kind = names[tensor.dtype]
+    for name, tensor in sorted(tensors.items(), key=lambda item: (NAMES[item[1].dtype], item[0])):
+        kind = NAMES[tensor.dtype]
         part = np.ascontiguousarray(tensor, DTYPES[kind]).tobytes()
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [end, end + len(part)]}
         parts.append(part)

@@ -1,0 +1,100 @@
+"""The methods behind recipes: one frozen value of options each, and the verbs that understand it.
+
+    method       options ([quantize] of a recipe)   trains   what it is
+    qvit         Spec                               yes      Q-ViT, arXiv 2201.07703: learned bits (or fixed ones)
+    lsq          Spec, fixed bits only              yes      uniform LSQ, arXiv 1902.08153: the baseline of the others
+
+A method is a row of METHODS and nothing else knows their names: `pipeline` calls the verbs of the row. A row with
+`trains=False` is post-training quantization; of the others, `fit.epochs = 0` makes the post-training variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from qvit_runtime.program import Program
+
+from ..calibrate import calibrate
+from ..convert import quantize
+from ..freeze import freeze
+from ..guide import Guide
+from ..placement import Placement, placement
+from ..spec import FixedBits, LearnedBits, PerHead, SharedScale, SingleScale, Spec
+
+Config = Spec
+
+
+def _no_guide(model: nn.Module, config: Any, teacher: nn.Module) -> Guide | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Method:
+    """The verbs of a method. `config` is the class of its options.
+
+    uniform    (weight bits, activation bits) -> options: what the command line can say
+    label      options -> the name of a row in a table
+    quantize   (float model, options) -> a quantized copy
+    calibrate  (module, options, batches, how many of them): scales from weights and images, in place
+    freeze     (module, budget or None, preprocess, name, metadata) -> Program
+    placement  module -> rows of the placement table
+    guide      (module, options, float teacher) -> what `fit` is to add to the loss, or None
+    trains     the module can be trained
+    quantizers every quantized tensor has a `Quantizer`: cost can be read off the module, and it freezes before calibration
+    """
+
+    config: type
+    uniform: Callable[[int, int], Any]
+    label: Callable[[Any], str]
+    quantize: Callable[[nn.Module, Any], nn.Module]
+    calibrate: Callable[[nn.Module, Any, Iterable, int], None]
+    freeze: Callable[..., Program] = freeze
+    placement: Callable[[nn.Module], list[Placement]] = placement
+    guide: Callable[[nn.Module, Any, nn.Module], Guide | None] = _no_guide
+    trains: bool = True
+    quantizers: bool = True
+
+
+def spec_label(spec: Spec) -> str:
+    """uniform W3A3, or head-wise learned bits."""
+    if isinstance(spec.weights, FixedBits) and isinstance(spec.activations, FixedBits):
+        return f"uniform W{spec.weights.bits}A{spec.activations.bits}"
+    heads = "head-wise" if isinstance(spec.heads, PerHead) else "layer-wise"
+    match spec.scale:
+        case SharedScale():
+            bank = ", shared bank"
+        case SingleScale():
+            bank = ", single scale"
+        case _:
+            bank = ""
+    return f"{heads} learned bits{bank}"
+
+
+def learns_bits(config: Config) -> bool:
+    """Some bits are learned, so training and a budget are needed."""
+    if not isinstance(config, Spec):
+        return False
+    bits = (config.weights, config.activations, config.edge, *(bits for _, bits in config.overrides))
+    return any(isinstance(choice, LearnedBits) for choice in bits)
+
+
+def _uniform_spec(weight_bits: int, activation_bits: int) -> Spec:
+    return Spec(FixedBits(weight_bits), FixedBits(activation_bits))
+
+
+_LEARNED_SCALES = Method(
+    config=Spec,
+    uniform=_uniform_spec,
+    label=spec_label,
+    quantize=lambda model, spec: quantize(model, spec, quiet=True),
+    calibrate=lambda model, _, images, batches: calibrate(model, images, batches),
+)
+
+METHODS: dict[str, Method] = {
+    "qvit": _LEARNED_SCALES,
+    "lsq": _LEARNED_SCALES,
+}
