@@ -4,7 +4,10 @@
 //   LinearAccumulate -> AddRequantize                              the residual stream
 //   ShiftGelu -> Requantize                                        one table
 //   QueryKeyAccumulate -> Requantize -> Shiftmax -> AttentionValueAccumulate -> (Requantize -> MergeHeads)
+#include <string>
+
 #include "planner.h"
+#include "step_linear_accumulate.h"
 
 namespace qvit {
 void Planner::integer_step_for(int i) {

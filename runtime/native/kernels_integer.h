@@ -67,7 +67,6 @@ struct ShiftmaxArgs {
   const int32_t *bias, *mask;
   int32_t unit;
   int fraction, bits;
-  bool small;  // |x + bias + mask| < 2^30
   uint8_t* out;
   int32_t* scratch;  // `width`, rounded up to a panel; out is writable that far too
 };
@@ -117,7 +116,14 @@ struct IntegerKernels {
 
 extern const IntegerKernels kScalarIntegerKernels;
 
-// Shared by all paths: nothing in it is worth vector code.
-void log_int_softmax_row(const LogIntSoftmaxArgs& s);
+// The scalar kernels by name: other paths use them for the ends of rows, and where vector code would gain nothing.
+namespace scalar {
+void requantize(const RequantizeArgs& r);
+void layer_norm(const IntegerLayerNormArgs& n);
+void shiftmax(const ShiftmaxArgs& s);
+void log_int_softmax(const LogIntSoftmaxArgs& s);
+void shift_attention_value(const ShiftAttentionValueArgs& s);
+void quantize_regions(const QuantizeRegionsArgs& q);
+}  // namespace scalar
 
 }  // namespace qvit

@@ -77,7 +77,7 @@ void finish_integers(const GemmArgs& g, int row, int first, int valid, const int
   } else {
     r.out = {nullptr, e.out.wide + at};
   }
-  kScalarIntegerKernels.requantize(r);
+  scalar::requantize(r);
 }
 
 void gemm_integers(const GemmArgs& g) {

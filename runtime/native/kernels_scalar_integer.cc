@@ -21,6 +21,21 @@ inline void put(const MutableCodeRow& out, ptrdiff_t i, int64_t code, const Clip
   }
 }
 
+inline int64_t input_of(const IntegerLayerNormArgs& n, int c) {
+  const int64_t x = code_at(n.x, c) + n.base[c];
+  return n.exponent != nullptr ? x << n.exponent[c] : x;
+}
+
+// x + bias + mask, relative to nothing in particular: only differences matter to a softmax.
+template <typename Args>
+inline int64_t score_of(const Args& s, int64_t x, int i) {
+  return x + (s.bias != nullptr ? s.bias[i] : 0) + (s.mask != nullptr ? s.mask[i] : 0);
+}
+
+}  // namespace
+
+namespace scalar {
+
 void requantize(const RequantizeArgs& r) {
   const bool add = r.right.narrow != nullptr || r.right.wide != nullptr;
   const Rescaling &left = r.left_scale, &right = r.right_scale;
@@ -29,11 +44,6 @@ void requantize(const RequantizeArgs& r) {
     if (add) code += rescale(code_at(r.right, i), right.multiplier[i], right.half[i], right.shift[i]);
     put(r.out, i, code, r.clip);
   }
-}
-
-inline int64_t input_of(const IntegerLayerNormArgs& n, int c) {
-  const int64_t x = code_at(n.x, c) + n.base[c];
-  return n.exponent != nullptr ? x << n.exponent[c] : x;
 }
 
 void layer_norm(const IntegerLayerNormArgs& n) {
@@ -46,12 +56,6 @@ void layer_norm(const IntegerLayerNormArgs& n) {
     const int64_t z = ((input_of(n, c) - mean) * reciprocal) >> 1;
     put(n.out, c, (((z * n.multiplier[c]) >> (n.shift - 8)) + n.bias[c] + 128) >> 8, n.clip);
   }
-}
-
-// x + bias + mask, relative to nothing in particular: only differences matter to a softmax.
-template <typename Args>
-inline int64_t score_of(const Args& s, int64_t x, int i) {
-  return x + (s.bias != nullptr ? s.bias[i] : 0) + (s.mask != nullptr ? s.mask[i] : 0);
 }
 
 void shiftmax(const ShiftmaxArgs& s) {
@@ -90,12 +94,10 @@ void quantize_regions(const QuantizeRegionsArgs& q) {
   }
 }
 
-}  // namespace
-
 // code >= 1 where sum / e >= 2, and code >= k > 1 where it is at least 1.5 * 2^(k-1): thresholds on e, falling by halves.
 // e falls with the distance from the maximum, so the code of the next distance is found from the last one by a step or
 // two, and a row costs two divisions.
-void log_int_softmax_row(const LogIntSoftmaxArgs& s) {
+void log_int_softmax(const LogIntSoftmaxArgs& s) {
   const bool plain = s.bias == nullptr && s.mask == nullptr;
   int64_t largest = INT64_MIN, sum = 0;
   for (int i = 0; i < s.width; ++i) {
@@ -126,7 +128,10 @@ void log_int_softmax_row(const LogIntSoftmaxArgs& s) {
   }
 }
 
-const IntegerKernels kScalarIntegerKernels = {requantize,          layer_norm,           shiftmax,
-                                              log_int_softmax_row, shift_attention_value, quantize_regions};
+}  // namespace scalar
+
+const IntegerKernels kScalarIntegerKernels = {scalar::requantize,      scalar::layer_norm,
+                                              scalar::shiftmax,        scalar::log_int_softmax,
+                                              scalar::shift_attention_value, scalar::quantize_regions};
 
 }  // namespace qvit

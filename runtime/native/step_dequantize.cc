@@ -79,21 +79,21 @@ class SumTokensStep final : public Step {
       : in_(in, from), to_(to), rows_(in.rows()), channels_(in.last()), start_(start) {
     for (int64_t c = 0; c < channels_; ++c) {  // rows share a group here: `check` sees to it
       const int group = static_cast<int>(c * in.grid->groups() / channels_);
-      base_.push_back(in.narrow() ? static_cast<int32_t>(in.grid->qmin(group) * (rows_ - start)) : 0);
+      base_.push_back(in.narrow() ? static_cast<uint32_t>(in.grid->qmin(group) * (rows_ - start)) : 0);
     }
     reads = {from};
     writes = {to};
   }
 
   void run(const Frame& frame, int64_t, int64_t, std::byte*) const override {
-    int32_t* sums = frame.at<int32_t>(to_);
+    uint32_t* sums = frame.at<uint32_t>(to_);  // of stored codes they may wrap, with the base they do not
     for (int64_t c = 0; c < channels_; ++c) sums[c] = base_[static_cast<size_t>(c)];
     for (int64_t row = start_; row < rows_; ++row) {
       const CodeRow x = in_.row(frame, row * channels_);
       if (x.narrow != nullptr) {
         for (int64_t c = 0; c < channels_; ++c) sums[c] += x.narrow[c];
       } else {
-        for (int64_t c = 0; c < channels_; ++c) sums[c] += x.wide[c];
+        for (int64_t c = 0; c < channels_; ++c) sums[c] += static_cast<uint32_t>(x.wide[c]);
       }
     }
   }
@@ -102,7 +102,7 @@ class SumTokensStep final : public Step {
   CodePlace in_;
   int to_;
   int64_t rows_, channels_, start_;
-  std::vector<int32_t> base_;
+  std::vector<uint32_t> base_;
 };
 
 }  // namespace

@@ -50,7 +50,6 @@ class ScoreConstants {
  public:
   ScoreConstants() = default;
   ScoreConstants(const Buffer& scores, const SoftmaxConstants& constants);
-  bool small() const;  // with codes of up to 16 bits, scores stay below 2^30
   const int32_t* bias(int64_t row) const {
     return bias_.empty() ? nullptr : bias_.data() + row % (heads_ * tokens_) * width_;
   }

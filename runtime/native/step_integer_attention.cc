@@ -100,7 +100,6 @@ class IntegerAttentionStep final : public HeadStep {
         scores_(p.shape, false, p.scores),
         product_(p.shape, true, p.product),
         constants_(*p.scores.requantized, p.constants),
-        small_(constants_.small()),
         unit_(static_cast<int32_t>(p.unit)),
         fraction_(p.fraction),
         bits_(p.map->grid->bits),
@@ -148,7 +147,7 @@ class IntegerAttentionStep final : public HeadStep {
  private:
   void softmax_row(const CodeRow& x, int64_t row, uint8_t* map, int32_t* exponentials) const {
     kernels_.integer->shiftmax({x, static_cast<int>(shape_.keys), constants_.bias(row), constants_.mask(row), unit_,
-                                fraction_, bits_[static_cast<size_t>(map_groups_.of(row))], small_, map, exponentials});
+                                fraction_, bits_[static_cast<size_t>(map_groups_.of(row))], map, exponentials});
   }
 
   const Kernels& kernels_;
@@ -156,7 +155,6 @@ class IntegerAttentionStep final : public HeadStep {
   int keys_, values_;
   SumsProduct scores_, product_;
   ScoreConstants constants_;
-  bool small_;
   int32_t unit_;
   int fraction_;
   std::vector<int> bits_;

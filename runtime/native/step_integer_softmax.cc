@@ -1,6 +1,5 @@
 // Shiftmax and LogIntSoftmax as steps of their own: rows of (W, H, N, N) scores, each with its row of the constants.
 #include <algorithm>
-#include <cstdlib>
 
 #include "code_row.h"
 #include "integer_math.h"
@@ -17,12 +16,6 @@ ScoreConstants::ScoreConstants(const Buffer& scores, const SoftmaxConstants& con
   if (constants.mask != nullptr) mask_ = constants.mask->data;
 }
 
-bool ScoreConstants::small() const {
-  constexpr int64_t kSmall = int64_t{1} << 28;
-  auto fits = [](int32_t v) { return std::llabs(v) < kSmall; };
-  return std::all_of(bias_.begin(), bias_.end(), fits) && std::all_of(mask_.begin(), mask_.end(), fits);
-}
-
 namespace {
 
 class ShiftmaxStep final : public Step {
@@ -34,7 +27,6 @@ class ShiftmaxStep final : public Step {
         to_(to),
         width_(in.last()),
         constants_(in, constants),
-        small_(constants_.small()),
         unit_(static_cast<int32_t>(unit)),
         fraction_(fraction),
         bits_(out.grid->bits),
@@ -54,7 +46,7 @@ class ShiftmaxStep final : public Step {
     for (int64_t row = begin; row < end; ++row) {
       const int bits = bits_[static_cast<size_t>(groups_.of(row))];
       kernels_.integer->shiftmax({in_.row(frame, row * width_), static_cast<int>(width_), constants_.bias(row),
-                                  constants_.mask(row), unit_, fraction_, bits, small_, codes, exponentials});
+                                  constants_.mask(row), unit_, fraction_, bits, codes, exponentials});
       std::copy_n(codes, width_, frame.at<uint8_t>(to_) + row * width_);
     }
   }
@@ -65,7 +57,6 @@ class ShiftmaxStep final : public Step {
   int to_;
   int64_t width_, padded_ = 0;
   ScoreConstants constants_;
-  bool small_;
   int32_t unit_;
   int fraction_;
   std::vector<int> bits_;
