@@ -17,7 +17,7 @@ UNITS = ["gbitops", "average_weight_bits", "kib"]
 
 @pytest.mark.parametrize("given", [{}, {"gbitops": 1.0, "kib": 2.0}], ids=["none", "two"])
 def test_exactly_one(given: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="exactly one of gbitops, average_weight_bits, kib; given: "):
+    with pytest.raises(ValueError, match="exactly one of gbitops, average_weight_bits, kib, milliseconds; given: "):
         Budget(**given)
 
 

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import golden_integer_program as integers
 from golden_program import GOLDEN, golden_program
+from hostile import split
 from qvit_runtime import ArtifactError, ProgramError, load, run, save
 from qvit_runtime import program as p
-from qvit_runtime.artifact import from_bytes, to_bytes
+from qvit_runtime.artifact import from_bytes, to_bytes, version_of
+from qvit_runtime.integer_ops import IntegerOp
 from toy_edits import edit_grid
+from toy_integer_programs import integer_swin_program, integer_vit_program, log2_program, regions_program
 from toy_programs import deit_tiny, swin_program, vit_program
 
 VIT = vit_program(distilled=True, layer_scale=True, qk_norm=True, registers=1, seed=5)
@@ -23,7 +27,7 @@ def assert_same(left: p.Program, right: p.Program) -> None:
     """Equal in every field, arrays bit for bit and with their dtypes."""
 
     def arrays(program: p.Program) -> dict[str, np.ndarray]:
-        found = dict(program.constants)
+        found = program.constants | {f"integers {name}": array for name, array in program.integers.items()}
         for name, weight in program.weights.items():
             found |= {f"{name}.{part}": value for part, value in vars(weight).items()}
         for name, buffer in program.buffers.items():
@@ -45,7 +49,19 @@ def assert_same(left: p.Program, right: p.Program) -> None:
         assert np.array_equal(mine[name], other[name]), name
 
 
-@pytest.mark.parametrize("program", [VIT, swin_program(seed=5), vit_program(per_channel=True)], ids=lambda p: p.name)
+PROGRAMS = [
+    VIT,
+    swin_program(seed=5),
+    vit_program(per_channel=True),
+    integer_vit_program(),
+    integer_swin_program(),
+    log2_program(),
+    regions_program(),
+]
+GOLDENS = [(golden_program(), GOLDEN), (integers.golden_integer_program(), integers.GOLDEN)]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
 def test_load_gives_back_what_was_saved(tmp_path, program):
     path = tmp_path / "toy.qvit"
     save(program, path)
@@ -64,18 +80,49 @@ def test_labels_and_metadata_travel(tmp_path):
     assert restored.metadata == {"recipe": "line\nline"}
 
 
-def test_the_golden_file_is_what_save_writes():
-    assert to_bytes(golden_program()) == GOLDEN.read_bytes()
+@pytest.mark.parametrize(("program", "path"), GOLDENS, ids=["version 1", "version 2"])
+def test_a_golden_file_is_what_save_writes(program, path):
+    assert to_bytes(program) == path.read_bytes()
 
 
-def test_the_golden_file_is_readable():
-    assert_same(load(GOLDEN), golden_program())
+@pytest.mark.parametrize(("program", "path"), GOLDENS, ids=["version 1", "version 2"])
+def test_a_golden_file_is_readable(program, path):
+    assert_same(load(path), program)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+def test_a_file_has_the_lowest_version_of_its_program(program):
+    """Old readers read what they know; `integers` is not even a key where there are none."""
+    header, table, _ = split(to_bytes(program))
+    is_new = any(isinstance(op, IntegerOp) for op in program.ops)
+    assert header["__metadata__"]["version"] == ("2" if is_new else "1")
+    assert ("integers" in table) == bool(program.integers)
+
+
+def test_heads_split_on_codes_are_version_2():
+    """Without any integer-only op: an old reader knows SplitHeads on values only."""
+    grid = p.Grid((8,), True, np.ones(1, np.float32), np.zeros(1, np.float32))
+    program = replace(
+        VIT,
+        ops=(*VIT.ops, p.Quantize("blocks.0.attn.qkv", "codes"), p.SplitHeads("codes", "split", 0, 3)),
+        buffers=VIT.buffers
+        | {
+            "codes": p.Buffer("codes", VIT.buffers["blocks.0.attn.qkv"].shape, grid),
+            "split": p.Buffer("split", VIT.buffers["blocks.0.attn.q"].shape, grid),
+        },
+    )
+    assert version_of(program) == "2"
+    assert_same(from_bytes(to_bytes(program)), program)
 
 
 def test_an_artifact_is_a_safetensors_file():
     tensors = safetensors.numpy.load(to_bytes(VIT))
     assert len(tensors) == len(VIT.constants) + 2 * len(VIT.weights)
     assert all(np.array_equal(tensors[f"constant/{name}"], array) for name, array in VIT.constants.items())
+    program = integers.golden_integer_program()
+    tensors = safetensors.numpy.load_file(integers.GOLDEN)
+    assert len(tensors) == len(program.integers) + 2 * len(program.weights)
+    assert all(np.array_equal(tensors[f"integers/{name}"], array) for name, array in program.integers.items())
     assert safetensors.numpy.load_file(GOLDEN).keys() == {f"constant/{n}" for n in golden_program().constants} | {
         f"weight/{n}/{part}" for n in golden_program().weights for part in ("codes", "scale")
     }

@@ -6,19 +6,21 @@ import random
 
 import pytest
 
+import golden_integer_program as integers
 from golden_program import GOLDEN
 from qvit_runtime import ArtifactError, check, load
 
-GOOD = GOLDEN.read_bytes()
-HEADER_END = 8 + int.from_bytes(GOOD[:8], "little")
+GOOD = (GOLDEN.read_bytes(), integers.GOLDEN.read_bytes())
 INTERESTING = b'\x00\xff"{}[],:-0123456789eE.\\\xc0\x7f'
 
 
 def mutate(rng: random.Random) -> bytes:
     """A few changes: flipped bits, replaced, inserted, removed or moved bytes, a shorter file; most of them in the header."""
-    content = bytearray(GOOD)
+    good = rng.choice(GOOD)
+    header_end = 8 + int.from_bytes(good[:8], "little")
+    content = bytearray(good)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        at = rng.randrange(HEADER_END if rng.random() < 0.8 else len(content)) % len(content)
+        at = rng.randrange(header_end if rng.random() < 0.8 else len(content)) % len(content)
         match rng.randrange(7):
             case 0:
                 content[at] ^= 1 << rng.randrange(8)
@@ -37,7 +39,7 @@ def mutate(rng: random.Random) -> bytes:
         if not content:
             break
     if rng.random() < 0.5 and len(content) > 8:  # a header length that fits again, so that the mutation is looked at
-        content[:8] = (HEADER_END - 8 + len(content) - len(GOOD)).to_bytes(8, "little", signed=True)
+        content[:8] = (header_end - 8 + len(content) - len(good)).to_bytes(8, "little", signed=True)
     return bytes(content)
 
 
@@ -67,9 +69,10 @@ def test_many_mutants(tmp_path, part):
     assert fuzz(tmp_path, range(1000 + part * 2000, 3000 + part * 2000)) > 0
 
 
-def test_every_truncation_is_refused(tmp_path):
+@pytest.mark.parametrize("good", GOOD, ids=["version 1", "version 2"])
+def test_every_truncation_is_refused(tmp_path, good):
     path = tmp_path / "cut.qvit"
-    for length in [*range(64), *range(64, len(GOOD), 97)]:
-        path.write_bytes(GOOD[:length])
+    for length in [*range(64), *range(64, len(good), 97)]:
+        path.write_bytes(good[:length])
         with pytest.raises(ArtifactError):
             load(path)

@@ -6,12 +6,15 @@ import json
 
 import pytest
 
+import golden_integer_program as integers
 from golden_program import GOLDEN
 from hostile import join, put, raw, split, with_header, with_program, with_tensor
 from qvit_runtime import ArtifactError, load
 
 GOOD = GOLDEN.read_bytes()
 HEADER, PROGRAM, DATA = split(GOOD)
+WITH_INTEGERS = integers.GOLDEN.read_bytes()
+SHIFT = "integers/tokens.shift"
 CODES = "weight/head.weight/codes"
 SCALE = "weight/head.weight/scale"
 PATCH = "weight/patch_embed.proj.weight/codes"
@@ -25,6 +28,10 @@ def program(*path, value):
 
 def op(index, **changes):
     return with_program(GOOD, lambda table: table["ops"][index].update(changes))
+
+
+def step_of(table, kind):
+    return next(step for step, op in enumerate(table["ops"]) if op["op"] == kind)
 
 
 def rename(header):
@@ -141,6 +148,35 @@ FILES = {
     "label with a newline": (program("preprocess", "labels", value=["a\nb", "c", "d"]), "a label is"),
     "size of floats": (program("preprocess", "size", value=[8.0, 8.0]), "preprocess: size is 8.0"),
     "interpolation is a list": (program("preprocess", "interpolation", value=[]), "interpolation is"),
+    "version too low for its program": (
+        with_header(WITH_INTEGERS, lambda h: put(h, "__metadata__", "version", value="1")),
+        "version is '1', allowed: '2', as the program's ops say",
+    ),
+    "integers as floats": (with_tensor(WITH_INTEGERS, SHIFT, dtype="F32"), "dtype is F32, allowed: I32"),
+    "integers without their tensor": (
+        with_program(WITH_INTEGERS, lambda t: t["integers"].append("more")),
+        "tensor 'integers/more' is missing",
+    ),
+    "integers without their name": (
+        with_program(WITH_INTEGERS, lambda t: t["integers"].remove("tokens.shift")),
+        "tensor 'integers/tokens.shift' is not used by the program",
+    ),
+    "integers twice": (
+        with_program(WITH_INTEGERS, lambda t: t["integers"].append("tokens.shift")),
+        "integers is not a list of different names",
+    ),
+    "integers are an object": (
+        with_program(WITH_INTEGERS, lambda t: put(t, "integers", value={})),
+        "integers is a dict",
+    ),
+    "unit is astronomic": (
+        with_program(WITH_INTEGERS, lambda t: put(t, "ops", step_of(t, "Shiftmax"), "unit", value=10**4000)),
+        "unit is 1000000",
+    ),
+    "fraction is astronomic": (
+        with_program(WITH_INTEGERS, lambda t: put(t, "ops", step_of(t, "ShiftGelu"), "fraction", value=1 << 40)),
+        r"fraction is 1099511627776, allowed: 1\.\.30",
+    ),
     "program metadata of numbers": (program("metadata", value={"a": 1}), "metadata 'a' is 1"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 
 from qvit_runtime.inspection import PLACEMENT, describe
 from qvit_runtime.interpreter import EXECUTE
+from toy_integer_programs import integer_swin_program, integer_vit_program, log2_program, regions_program
 from toy_programs import deit_tiny, swin_program, vit_program
 
 
@@ -53,3 +54,26 @@ def test_the_description_is_json_and_complete(program):
     for name, entry in maps.items():
         assert tuple(entry["bits"]) == program.buffers[name].grid.bits
         assert entry["signed"] is False
+
+
+@pytest.mark.parametrize(
+    ("build", "only"),
+    [(integer_vit_program, True), (integer_swin_program, True), (log2_program, False), (regions_program, False)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_integer_programs_have_no_float_op_and_the_costs_of_their_shapes(build, only):
+    program = build()
+    about = json.loads(json.dumps(describe(program), allow_nan=False))
+    placements = {o["placement"] for o in about["placement"]}
+    assert ("float" in placements) is not only
+    assert ("integer only" in placements) is (build is not regions_program)
+    assert about["totals"]["integer_bytes"] == sum(4 * array.size for array in program.integers.values())
+    assert {a["name"] for a in about["activations"]} >= {"image_codes"}
+
+
+def test_a_two_scaled_code_is_multiplied_once_and_a_shift_counts_as_a_product():
+    """The two regions of a code are never both there, and the networks are of one shape."""
+    macs = {
+        build: describe(build())["totals"]["macs"] for build in (integer_vit_program, log2_program, regions_program)
+    }
+    assert len(set(macs.values())) == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from qvit_runtime import program as p
 
 
@@ -39,6 +41,10 @@ def edit_weight(program: p.Program, name: str, **changes: Any) -> p.Program:
 
 def set_constant(program: p.Program, name: str, array: Any) -> p.Program:
     return replace(program, constants=program.constants | {name: array})
+
+
+def set_integers(program: p.Program, name: str, array: Any) -> p.Program:
+    return replace(program, integers=program.integers | {name: np.array(array, np.int32)})
 
 
 def edit_preprocess(program: p.Program, **changes: Any) -> p.Program:

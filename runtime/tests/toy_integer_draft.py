@@ -14,7 +14,7 @@ from qvit_runtime.integer import expand_groups
 from qvit_runtime.integer_shift import dyadic
 from toy_draft import Draft
 
-GELU_FRACTION, SOFTMAX_FRACTION = 14, 14
+GELU_FRACTION, SOFTMAX_FRACTION = 14, 12
 
 
 def make_grid(bits: int | tuple[int, ...], signed: bool, scale: object, axis: int = 0, offset: object = 0.0) -> p.Grid:

@@ -183,14 +183,13 @@ def attention(
     scores = draft.requantize(
         f"{name}.scores_codes", draft.query_key(f"{name}.scores", query, key), 16 if windows else 8
     )
-    bias, step = draft.rng.standard_normal((heads, *draft.shape(scores)[-2:])), draft.grid(scores).scale[0]
-    soft = draft.shiftmax(
-        f"{name}.map",
-        scores,
-        8,
-        draft.integers(f"{name}.position_bias", np.rint(0.3 * bias / step)) if windows else "",
-        "" if mask is None else draft.integers(f"{name}.mask", np.rint(mask / step)),
-    )
+    step, square = draft.grid(scores).scale[0], (heads, *draft.shape(scores)[-2:])
+    position, masked = "", ""
+    if windows:
+        position = draft.integers(f"{name}.position_bias", np.rint(0.3 / step * draft.rng.standard_normal(square)))
+    if mask is not None:
+        masked = draft.integers(f"{name}.mask", np.rint(mask / step))
+    soft = draft.shiftmax(f"{name}.map", scores, 8, position, masked)
     mixed = draft.requantize(f"{name}.mixed_codes", draft.attention_value(f"{name}.mixed", soft, value), 8)
     return draft.accumulate(f"{name}.proj", draft.merge_heads(f"{name}.merged", mixed), channels(dim, bits), dim)
 

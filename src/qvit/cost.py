@@ -29,12 +29,35 @@ BitTable = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Product:
-    """One integer product of the network: `macs` per image between two named tensors."""
+    """One integer product of the network: `macs` per image between two named tensors.
+
+    right  weights, keys or values: what the engine packs; no other product has it
+    left   what streams through: the input of a layer, queries, the attention map
+    """
 
     name: str
     macs: int
     left: str
     right: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Groups that meet in a product, as tensors (pairs,).
+
+    product      which product, its place in `Costs.products`
+    share        of the product's multiply-accumulates
+    left, right  the groups' places in the flat vector of all bits
+    """
+
+    product: Tensor
+    share: Tensor
+    left: Tensor
+    right: Tensor
+
+    def to(self, device: torch.device) -> Pairs:
+        """The same on a device."""
+        return Pairs(*(t.to(device) for t in (self.product, self.share, self.left, self.right)))
 
 
 @dataclass(frozen=True)
@@ -61,9 +84,9 @@ class Costs:
 
     def gbitops(self, bits: BitTable) -> Tensor:
         """GBitOPs of the whole model, a scalar tensor."""
-        flat = self._flat(bits)
-        factor, left, right = (t.to(flat.device) for t in self._pairs)
-        return (factor * flat[left] * flat[right]).sum()
+        flat = self.flat(bits)
+        pairs = self.pairs.to(flat.device)
+        return (self._gmacs.to(flat.device) * flat[pairs.left] * flat[pairs.right]).sum()
 
     def kib(self, bits: BitTable) -> Tensor:
         """KiB of the packed weights."""
@@ -77,11 +100,12 @@ class Costs:
         """Mean bits of a quantized activation element."""
         return self._linear(self._shares(self.activations), bits) / sum(self.activations.values())
 
-    def _flat(self, bits: BitTable) -> Tensor:
+    def flat(self, bits: BitTable) -> Tensor:
+        """The flat vector of all bits that `pairs` counts in."""
         return torch.cat([bits[name] for name in self.groups])
 
     def _linear(self, shares: Tensor, bits: BitTable) -> Tensor:
-        flat = self._flat(bits)
+        flat = self.flat(bits)
         return (shares.to(flat.device) * flat).sum()
 
     def _shares(self, elements: dict[str, int]) -> Tensor:
@@ -93,18 +117,26 @@ class Costs:
         return torch.cat(per_group)
 
     @cached_property
-    def _pairs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(factor, left, right) of every pair of groups that meet; a single group meets each of the other operand's."""
+    def pairs(self) -> Pairs:
+        """Every pair of groups that meet; a single group meets each of the other operand's."""
         first = dict(zip(self.groups, accumulate(self.groups.values(), initial=0), strict=False))
-        factors: list[Tensor] = []
+        numbers: list[Tensor] = []
+        shares: list[Tensor] = []
         lefts: list[Tensor] = []
         rights: list[Tensor] = []
-        for product in self.products:
+        for number, product in enumerate(self.products):
             count = max(self.groups[product.left], self.groups[product.right])
-            factors.append(torch.full((count,), product.macs / 1e9 / count, dtype=torch.float64, device="cpu"))
+            numbers.append(torch.full((count,), number, device="cpu"))
+            shares.append(torch.full((count,), 1 / count, dtype=torch.float64, device="cpu"))
             for name, places in ((product.left, lefts), (product.right, rights)):
                 places.append(first[name] + torch.arange(count, device="cpu") % self.groups[name])
-        return torch.cat(factors), torch.cat(lefts), torch.cat(rights)
+        return Pairs(torch.cat(numbers), torch.cat(shares), torch.cat(lefts), torch.cat(rights))
+
+    @cached_property
+    def _gmacs(self) -> Tensor:
+        """Multiply-accumulates of each pair, in 10^9."""
+        macs = torch.tensor([product.macs / 1e9 for product in self.products], dtype=torch.float64, device="cpu")
+        return macs[self.pairs.product] * self.pairs.share
 
 
 def costs(model: nn.Module) -> Costs:
@@ -114,7 +146,7 @@ def costs(model: nn.Module) -> Costs:
     for name, module in model.named_modules():
         if isinstance(module, (QuantLinear, QuantConv2d)):
             elements = module.weight.numel()
-            products.append(Product(name, module.positions * elements, f"{name}.weight", f"{name}.input"))
+            products.append(Product(name, module.positions * elements, f"{name}.input", f"{name}.weight"))
             weights[f"{name}.weight"] = elements
             activations[f"{name}.input"] = module.positions * (elements // module.weight.shape[0])
         elif isinstance(module, (QuantAttention, QuantWindowAttention)):

@@ -271,6 +271,12 @@ class _Trainer:
         targets = labels
         if self.data is not None:
             images, targets = mixup_batch(images, labels, self.data, self.config.seed, batch_number)
+        with self.guide.watch() if self.guide is not None else nullcontext():
+            loss = self._watched_loss(images, targets, batch_number)
+            further = self.guide.loss(images) if self.guide is not None else None
+        return loss if further is None else loss + further
+
+    def _watched_loss(self, images: Tensor, targets: Tensor, batch_number: int) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), targets)
@@ -281,8 +287,7 @@ class _Trainer:
             else:
                 taught = distillation_loss(logits, wanted, self.config.temperature)
             loss = (1 - self.config.distillation) * loss + self.config.distillation * taught
-        further = self.guide.loss(images) if self.guide is not None else None
-        return loss if further is None else loss + further
+        return loss
 
     # -- bits ---------------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,9 @@ def create_float_model(config: ModelConfig) -> nn.Module:
 
 
 def load_float_weights(model: nn.Module, path: Path) -> None:
-    """Load a state_dict file into `model`. Raises CheckpointError that lists what does not fit."""
+    """Load a state_dict file, or that of a float run's directory, into `model`. Raises CheckpointError that lists what does not fit."""
+    if path.is_dir():
+        path = path / "model.safetensors"
     weights, own = _read(path), model.state_dict()
     missing = sorted(set(own) - set(weights))
     left_over = sorted(set(weights) - set(own))
@@ -63,7 +65,9 @@ def load_float_weights(model: nn.Module, path: Path) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.exists():
-        raise CheckpointError(f"there is no checkpoint {path}")
+        raise CheckpointError(
+            f"there is no checkpoint {path}; a run directory has model.safetensors when it is finished"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -30,6 +30,7 @@ from .cost import bits_in_force, costs
 from .fake_quantize import code_range, grouped
 from .layers import QuantConv2d, QuantLinear
 from .quantizer import Quantizer, UncalibratedError, named_quantizers, require_quantized
+from .rectify import RectifiedLinear
 from .region_quantizer import RegionQuantizer
 
 
@@ -129,8 +130,11 @@ class Emitter:
         """codes -> values through an integer weight; the input must be on the grid of the layer's input quantizer."""
         name = self.names[layer]
         weight = integer_weight(layer)
+        offset = folded_bias(layer, weight)
+        if isinstance(layer, RectifiedLinear):
+            weight, offset = layer.folded(weight, offset)
         self.weights[f"{name}.weight"] = weight
-        bias = self.constant(f"{name}.bias", folded_bias(layer, weight))
+        bias = self.constant(f"{name}.bias", offset)
         shape = (*self.shape(codes)[:-1], weight.codes.shape[0])
         return self.emit(p.Linear(codes, f"{name}.output", f"{name}.weight", bias), shape)
 

@@ -5,8 +5,9 @@
     3. raise, while something still fits: the group that gains most per cost added
     4. exchange: raise one and lower others that pay for it, as long as the estimated loss falls; then once more 3
 
-Losses are the Fisher-weighted errors of `sensitivity`. The cost is linear in the bits of one group when the others stand
-still, so one gradient of it gives the exact change of every single move.
+Losses are the Fisher-weighted errors of `sensitivity`. Between two whole numbers the cost is linear in the bits of one
+group when the others stand still, so one gradient of it gives the exact change of every single move. (Milliseconds have a
+kink at every whole number, so the gradient is taken a hair's breadth on the way.)
 
 Rounding, repair and refill happen once, at a step count, and the result is saved state; the authors' code freezes the bits
 where they are at one exact epoch, over or under budget, and a resume past that epoch sets them free again.
@@ -25,6 +26,7 @@ from .cost import BitTable, Costs, bits_in_force, costs
 from .sensitivity import Sensitivity
 
 MOST_EXCHANGES = 500
+HAIR = 1e-10  # of a bit: far less than a budget is checked to
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class _State:
     def moves(self, delta: int) -> _Moves:
         """Every change by `delta` of a single group."""
         with torch.enable_grad():
-            leaf = self.flat.clone().requires_grad_()
+            leaf = (self.flat + delta * HAIR).requires_grad_()
             sizes = [len(self.bits[name]) for name in self.learned]
             parts = dict(zip(self.learned, leaf.split(sizes), strict=True))
             (price,) = torch.autograd.grad(self.budget.spent(self.shape, {**self.bits, **parts}), leaf)

@@ -66,6 +66,7 @@ class Context:
     splits: Splits
     quiet: bool
     cache: Path = Path("teacher_cache")
+    show_placement: bool = False
 
 
 def open_recipe(recipe: Recipe, quiet: bool = False, max_eval_images: int | None = None) -> Context:
@@ -76,10 +77,19 @@ def open_recipe(recipe: Recipe, quiet: bool = False, max_eval_images: int | None
     return Context(recipe, model, data, open_data(data, recipe.seed, max_eval_images=max_eval_images), quiet)
 
 
-def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    resume: bool = False,
+    quiet: bool = False,
+    *,
+    max_eval_images: int | None = None,
+    show_placement: bool = True,
+) -> dict[str, Any]:
     """Run a recipe into the directory `out`; returns the content of its result.json.
 
-    A directory that is not empty is refused unless resume is set; with it, what is finished is kept.
+    A directory that is not empty is refused unless resume is set; with it, what is finished is kept. Everything is judged on
+    `max_eval_images` of the evaluation split, a fixed choice, or on all.
 
     Raises FileExistsError for such a directory; before any training BudgetError or ValueError when the budget cannot be
     met or is missing, and FreezeError when the result could not be frozen; RecipeError when resume meets another recipe.
@@ -90,7 +100,11 @@ def run_recipe(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = Fa
     trains = recipe.fit.epochs or recipe.train_float is not None
     if recipe.data.dataset == "images" and trains:
         raise RecipeError("data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class")
-    context = dataclasses.replace(open_recipe(recipe, quiet), cache=out.parent / "teacher_cache")
+    context = dataclasses.replace(
+        open_recipe(recipe, quiet, max_eval_images),
+        cache=out.parent / "teacher_cache",
+        show_placement=show_placement and not quiet,
+    )
     if recipe.method == FLOAT:
         return train_float_row(context, out, recipe.fit, resume)
     check_before_training(context)
@@ -151,7 +165,7 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
         return json.loads((folder / "result.json").read_text())
     config, method = _begin(context, run, row), METHODS[row.method]
     model = method.quantize(context.model, row.quantize)
-    if not context.quiet and is_main():
+    if context.show_placement and is_main():
         print(format_placement(method.placement(model)), file=sys.stderr)
     batches = calibration_batches(row, context.data)
     seen = Counter(context.splits.calibration, batches, "calibrating: batch", context.quiet or not is_main())
@@ -170,7 +184,7 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
         model, row.budget, preprocess_of(context.data, context.splits), row.model.name, {"row": name}
     )
     qvit_runtime.save(program, folder / "model.qvit")
-    judged = _judge(context, in_float64(model), program)
+    judged = _judge(context, method.exact(model), program)
     save_predictions(run, judged)
     record = _common(context, row, name, result, calibration_seconds)
     price = cost_of_module(model) if method.quantizers else cost_of_program(program)
@@ -321,6 +335,20 @@ def load(run: Path | str) -> nn.Module:
         model = METHODS[recipe.method].quantize(model, recipe.quantize)
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def load_exact(run: Path | str) -> nn.Module:
+    """`load`, in the arithmetic that result.json was judged in."""
+    method = read_recipe(run).method
+    return (in_float64 if method == FLOAT else METHODS[method].exact)(load(run))
+
+
+def read_recipe(run: Path | str) -> Recipe:
+    """The resolved recipe of a run. Raises FileNotFoundError for a folder that is no run directory."""
+    path = Path(run) / "recipe.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{run} has no recipe.json, so it is no run directory")
+    return recipe_from_values(json.loads(path.read_text()))
 
 
 def read_result(run: Path | str) -> dict[str, Any]:

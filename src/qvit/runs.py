@@ -44,7 +44,13 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
     """One safetensors file with `state` as JSON in its metadata, atomically."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        plain[name] = tensor.detach().cpu().contiguous()
+        if plain[name].untyped_storage().data_ptr() in storages:  # one module used in two places: a file has no aliases
+            plain[name] = plain[name].clone()
+        storages.add(plain[name].untyped_storage().data_ptr())
     write_atomic(path, safetensors_bytes(plain, metadata={"state": json.dumps(state)}))
 
 

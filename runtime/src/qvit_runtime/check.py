@@ -92,8 +92,12 @@ def _check_flow(program: p.Program) -> None:
             if name not in writers:
                 raise fail(f"{where}: input", repr(name), "a buffer that an earlier op has written")
             if type(op) not in READERS.get(writers[name], (type(op),)):
-                readers = " and ".join(kind.__name__ for kind in READERS[writers[name]])
-                raise fail(f"{where}: input {name!r}", f"written by {writers[name].__name__}", f"{readers} read that")
+                readers = " or ".join(kind.__name__ for kind in READERS[writers[name]])
+                raise fail(
+                    f"{where}: input {name!r}",
+                    f"written by {writers[name].__name__}",
+                    f"that only in front of {readers}",
+                )
         if op.output in writers:
             raise fail(f"{where}: output", repr(op.output), "a buffer that nothing has written yet")
         CHECK[type(op)](Scope(program, where, writers), op)

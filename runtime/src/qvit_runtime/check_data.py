@@ -95,10 +95,12 @@ def check_grid(where: str, grid: p.Grid, shape: tuple[int, ...]) -> None:
     if shape[grid.axis] % grid.groups:
         raise fail(f"{where}: number of groups", grid.groups, f"a divisor of {shape[grid.axis]}, axis {grid.axis}")
     may_be_wide = grid.signed and all(bits == grid.bits[0] for bits in grid.bits)
+    may_be_region = not grid.signed and grid.bits == (1, 1)  # 2-bit two-scaled codes: a flag and one bit
     for bits in grid.bits:
-        whole = isinstance(bits, int | np.integer)
-        if not whole or not (p.MIN_BITS <= bits <= p.MAX_BITS or (may_be_wide and bits in WIDE_BITS)):
-            raise fail(f"{where}.bits", bits, "an integer in 2..8, or 16 or 32 for all groups of a signed grid")
+        whole = isinstance(bits, int | np.integer) and not isinstance(bits, bool)
+        if not whole or not (p.MIN_BITS <= bits <= p.MAX_BITS or (may_be_wide and bits in WIDE_BITS) or may_be_region):
+            allowed = "an integer in 2..8, or 16 or 32 for all groups of a signed grid, or 1 for both regions of two-scaled codes"
+            raise fail(f"{where}.bits", bits, allowed)
     check_array(f"{where}.scale", grid.scale, np.float32, (grid.groups,), MIN_SCALE, MAX_SCALE)
     check_array(f"{where}.offset", grid.offset, np.float32, (grid.groups,), -MAX_CONSTANT, MAX_CONSTANT)
     if grid.signed and grid.offset.any():

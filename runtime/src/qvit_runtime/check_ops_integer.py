@@ -70,7 +70,7 @@ def _dequantize(scope: Scope, op: i.Dequantize) -> None:
 
 def _quantize_regions(scope: Scope, op: i.QuantizeRegions) -> None:
     *lead, width = scope.values(op.input)
-    grid = scope.rounds_to(op.output, (*lead, 2 * width), p.MAX_BITS)
+    grid = scope.rounds_to(op.output, (*lead, 2 * width), p.MAX_BITS, narrowest=1)
     scope.groups_on(op.output, -1)
     scope.demand(grid.groups == 2, f"groups of {op.output!r}", grid.groups, "2, the low and the high region")
     scope.demand(not grid.signed, f"grid of {op.output!r}", "signed", "unsigned")

@@ -89,12 +89,14 @@ class Scope:
         moved = grid.groups == 1 or declared.axis == axis
         self.demand(moved, f"grid axis of {name!r}", declared.axis, str(axis))
 
-    def rounds_to(self, name: str, shape: tuple[int, ...], widest: int) -> p.Grid:
-        """The grid of an output that the op rounds and clips to, of at most `widest` bits."""
+    def rounds_to(self, name: str, shape: tuple[int, ...], widest: int, narrowest: int = p.MIN_BITS) -> p.Grid:
+        """The grid of an output that the op rounds and clips to, of `narrowest` to `widest` bits."""
         buffer, grid = self.program.buffers[name], self.grid(name, "output")
         self.demand(buffer.shape == shape, f"output {name!r}", buffer.shape, str(shape))
         found = f"codes of {max(grid.bits)} bits"
         self.demand(max(grid.bits) <= widest, f"output {name!r}", found, f"codes of at most {widest} bits")
+        found = f"codes of {min(grid.bits)} bits"
+        self.demand(min(grid.bits) >= narrowest, f"output {name!r}", found, f"codes of at least {narrowest} bits")
         return grid
 
     def accumulates(self, name: str, shape: tuple[int, ...], axis: int, groups: tuple[int, ...]) -> None:

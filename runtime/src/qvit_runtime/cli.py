@@ -22,6 +22,7 @@ from .bench import by_name, measure, random_images, step_times
 from .engine import Engine
 from .inspection import describe
 from .integer_only import NotIntegerOnly, prove, widest
+from .latency import measure_table
 from .predict import Answer, Execute, predict
 
 ALL_WELL, SOME_FAILED, NOTHING_DONE = 0, 1, 2
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     timed.add_argument("--batch", type=positive, default=1, help="images per call (default: 1)")
     timed.add_argument("--repeats", type=positive, default=30, help="calls that are counted (default: 30)")
     timed.add_argument("--profile", action="store_true", help="also the time of each kind of step")
+    timed.add_argument("--table", metavar="FILE", help="measure every pair of widths instead, for a budget in ms")
     timed.set_defaults(command=bench_command)
 
     for each in (verb, timed):
@@ -127,8 +129,7 @@ def integers_command(options: argparse.Namespace, program: p.Program) -> int:
         widths, verdict = [], f"not integer-only: {error}"
     if options.json != "-":
         rows = [
-            [w.op, str(count), w.quantity, f"{w.worst:,}", str(w.bits), str(w.register)]
-            for w, count in widest(widths)
+            [w.op, str(count), w.quantity, f"{w.worst:,}", str(w.bits), str(w.register)] for w, count in widest(widths)
         ]
         lines = ["", *table(["op", "count", "what", "worst case", "bits", "register"], rows)] if rows else []
         say("\n".join([f"{options.model}: {verdict}", *lines]))
@@ -173,6 +174,8 @@ def description_text(about: dict[str, Any]) -> str:
 
 def bench_command(options: argparse.Namespace) -> int:
     program = load(options.model)
+    if options.table:
+        return table_command(options, program)
     engine = Engine(program, options.threads)
     images = random_images(program, options.batch)
     timing = measure(engine, images, options.repeats)
@@ -192,6 +195,21 @@ def bench_command(options: argparse.Namespace) -> int:
     if options.json != "-":
         say("\n".join(text))
     write_json(options.json, result)
+    return ALL_WELL
+
+
+def table_command(options: argparse.Namespace, program: p.Program) -> int:
+    latency = measure_table(program, options.threads, options.batch, options.repeats)
+    latency.save(options.table)
+    uniform = {bits: latency.uniform(bits) for bits in range(p.MIN_BITS, p.MAX_BITS + 1)}
+    advice = f"next: qvit.Budget(milliseconds={uniform[4]:.2f}, table={options.table!r})"
+    if not latency.bits_matter:
+        advice = f"bits do not change the time on this path ({latency.path}): a budget in milliseconds has no use here"
+    if options.json != "-":
+        say(f"wrote {options.table}: {latency.path}, {latency.threads} threads, batch {latency.batch}")
+        say(", ".join(f"{bits}/{bits} {ms:.2f} ms" for bits, ms in uniform.items()))
+        say(advice)
+    write_json(options.json, {"model": options.model, "table": options.table, "uniform_ms": uniform})
     return ALL_WELL
 
 

@@ -51,7 +51,7 @@ class QuantizeRegions:
         y = (x - o) / s (float32);  c = rint(y), or 0 below it;  if c <= qmax_low: low = c, high = 0
         else: low = 0, high = min(rint((x - o) / (s 2^m)), qmax_high)
 
-    A k-bit two-scaled code is one region flag and k - 1 bits of magnitude: both groups have k - 1 bits, and m is in
+    A k-bit two-scaled code is one region flag and k - 1 bits of magnitude: both groups have k - 1 bits (1..7), and m is in
     1..k - 1, so that the code just above the border is at least one and the whole is monotone.
     Readers: Linear and AttentionValue only, whose weight (out, K) or value (H, K, d) then serves both halves. For Linear, o
     is folded into the bias by whoever emits, once, as the offset of the low half; for AttentionValue, o is 0.
@@ -150,7 +150,8 @@ class IntegerTokens:
 class SumTokens:
     """codes (N, C) or (rows, cols, C) of up to 16 bits -> 32-bit codes (C,): the sum over all tokens from `start` on.
 
-    start counts flattened tokens, as in MeanTokens. The input has one group, or several along the channels; the output has one, or as many.
+    start counts flattened tokens, as in MeanTokens. The input has one group, or several along the channels; the output has
+    one, or as many.
     """
 
     input: str
@@ -162,8 +163,8 @@ class SumTokens:
 class IntegerLayerNorm:
     """LayerNorm over the last axis with an integer square root: codes of up to 16 bits (..., C) -> codes (..., C).
 
-        x_c = (code_c - zero) << exponent_c          exponent: integers (C,) in 0..8 (FQ-ViT's powers of two; then the input has
-                                                     up to 8 bits), or "" for none
+        x_c = (code_c - zero) << exponent_c          exponent: integers (C,) in 0..8, or "" for none (FQ-ViT's powers of
+                                                     two; the input then has up to 8 bits)
         mu  = (2 sum_c x_c + C) // (2 C);   y = x - mu;   k = max(1, floor(sqrt(sum_c y_c^2)))
         z_c = (y_c * ((2^31 - 1) // k)) >> 1         in [-2^30, 2^30): y / k in units of 2^-30, that is LayerNorm / sqrt(C)
         out = clip((((z_c * multiplier_c) >> (shift - 8)) + bias_c + 128) >> 8)
@@ -188,12 +189,17 @@ class IntegerLayerNorm:
 
 @dataclass(frozen=True)
 class ShiftGelu:
-    """x sigmoid(1.702 x) by shifts (I-ViT, section 3.3), over the last axis: codes of up to 8 bits -> 32-bit codes.
+    """x sigmoid(1.702 x) by shifts (I-ViT, section 3.3), element by element: codes of up to 8 bits -> 32-bit codes.
 
-        M = max(0, max_c x_c);  e1 = E(x - M);  e2 = E(-M);  F = (2^31 - 1) // (e1 + e2);  out = x * ((e1 * F) >> 23)
+        M = max(0, x);  e1 = E(x - M);  e2 = E(-M);  F = (2^31 - 1) // (e1 + e2);  out = x * ((e1 * F) >> 23)
 
-    The input has one group; unit = ceil(1 / (1.702 scale)); the output stands for out * scale / 256. The pivot M is never
-    negative, as E needs. The sigmoid has 8 bits, theirs 7. `check` demands 2 unit 2^fraction < 2^31.
+    The input has one group; unit = ceil(1 / (1.702 scale)); the output stands for out * scale / 256. The sigmoid has 8 bits,
+    theirs 7. `check` demands 2 unit 2^fraction < 2^31.
+    The authors' pivot M is the largest x of the row. With it both exponentials of a small x underflow as soon as the row
+    reaches `fraction` powers of two, the sigmoid becomes 1/2, and -128 comes out as -64: at 23 digits that begins at 8-bit
+    scales of 0.07. With a pivot of its own, one of e1 and e2 is always unit 2^fraction, and nothing depends on the row.
+    fraction: any from 8 to 16 is within one step of the exact function, for scales 0.02 to 0.2; larger ones leave too few
+    digits for F. 14 is a good choice.
     """
 
     input: str
@@ -210,7 +216,10 @@ class Shiftmax:
 
     bias  integers (H, N, N) in codes of the input, or ""       mask  integers (windows, N, N) likewise, or ""
     Both within +-2^28, so that everything in front of the sum fits 32 bits.
-    The input has one group, the output one of 2..8 bits; unit = ceil(1 / scale). `check` demands N unit 2^fraction < 2^31.
+    The input has one group, the output one of 2..8 bits; unit = ceil(1 / scale). `check` demands max(N, 2) unit 2^fraction
+    < 2^31.
+    fraction: results are as good as they get from 10 digits on, while N unit 2^fraction stays below 2^29 (F needs its digits
+    too). 12 is a good choice for 8-bit scores; the error that is left is that of unit, a whole number, and of 1 + r / 2.
     """
 
     input: str
@@ -227,12 +236,12 @@ class LogIntSoftmax:
 
         x <- x + bias + mask;  d = min(max x - x, 30 ln2);  q = d // ln2;  r = q ln2 - d                  -ln2 < r <= 0
         e = (r (r + linear) + constant) << (30 - q)                          64 bits: `check` demands N constant 2^30 < 2^62
-        R = sum e // e;  f = floor(log2 R);  code = f + 1 if 2 (R - 2^f) >= 2^f else f              the threshold is 1.5 2^f
+        R = 2 sum e // e;  f = floor(log2 R) - 1;  code = f + 1 if R >= 3 2^f else f         sum e / e against 1.5 2^f, exactly
         code = min(code, 2^b - 1)
 
     A code c stands for 2^-c, the largest code 2^b - 1 for 0. (The authors have 2^b probabilities and zero besides, which is
-    2^b + 1 values.) bias, mask: integers in codes of the input, with the shapes and limits of Shiftmax.
-    The input has one group.
+    2^b + 1 values; and they round sum e / e to an integer first, which moves the thresholds of small codes to 2.5 and 5.5.)
+    bias, mask: integers in codes of the input, with the shapes and limits of Shiftmax. The input has one group.
     ln2, linear, constant  of i-exp for the scale S of the input: ceil(ln 2 / S), floor(0.96963238 / 0.35815147 / S),
                            floor(1 / 0.35815147 / S^2); `check` demands that the parabola rises on (-ln2, 0] and
                            stays above 0, which holds for S <= 0.6
@@ -255,8 +264,8 @@ class ShiftAttentionValue:
         acc = sum_k v_k << (fraction - c_k) over the k with c_k <= fraction;   out = acc * scale_v / 2^fraction
 
     fraction = min(2^b - 2, 20), see `shift_fraction`: the code 2^b - 1 for 0 is never in the sum. At 4 bits sums of 256
-    tokens fit 32 bits, else 64 bits are used. acc is exact; float64(acc) * scale_v is one float64 product, divided by a power of
-    two and rounded to float32. v has up to 8 bits, one group, or one per head.
+    tokens fit 32 bits, else 64 bits are used. acc is exact; float64(acc) * scale_v is one float64 product, divided by a
+    power of two and rounded to float32. v has up to 8 bits, one group, or one per head.
     """
 
     attention: str

@@ -109,7 +109,7 @@ def _integer_layer_norm(program: p.Program, op: i.IntegerLayerNorm, live: Arrays
 
 def _shift_gelu(program: p.Program, op: i.ShiftGelu, live: Arrays) -> np.ndarray:
     x = live[op.input].astype(np.int64)
-    pivot = np.maximum(x.max(axis=-1, keepdims=True), 0)
+    pivot = np.maximum(x, 0)
     e1, e2 = shift_exp(x - pivot, op.unit, op.fraction), shift_exp(-pivot, op.unit, op.fraction)
     return x * ((e1 * ((2**31 - 1) // (e1 + e2))) >> 23)
 
@@ -136,10 +136,9 @@ def _log_int_softmax(program: p.Program, op: i.LogIntSoftmax, live: Arrays) -> n
     q = d // op.ln2
     r = q * op.ln2 - d
     e = (r * (r + op.linear) + op.constant) << (30 - q)
-    ratio = e.sum(axis=-1, keepdims=True) // e
-    f = floor_log2(ratio)
-    power = np.int64(1) << f
-    code = f + (2 * (ratio - power) >= power)
+    ratio = 2 * e.sum(axis=-1, keepdims=True) // e
+    f = floor_log2(ratio) - 1
+    code = f + (ratio >= np.int64(3) << f)
     return np.minimum(code, 2**bits - 1).astype(np.int16)
 
 

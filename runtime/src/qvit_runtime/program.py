@@ -37,7 +37,8 @@ MIN_BITS, MAX_BITS = 2, 8
 class Grid:
     """How the codes of an activation stand for values.
 
-    bits    one width per group, each 2..8; integer-only ops also know wide codes of 16 and 32 bits, see `integer_ops`
+    bits    one width per group, each 2..8; integer-only ops also know wide codes of 16 and 32 bits, and one bit in each
+            region of two-scaled codes, see `integer_ops`
     signed  codes in [-2^(b-1), 2^(b-1) - 1] if true, else [0, 2^b - 1]
     scale   float32 (groups,), positive
     offset  float32 (groups,), in the unit of the values; all zero on a signed grid

@@ -3,6 +3,8 @@
     method       options ([quantize] of a recipe)   trains   what it is
     qvit         Spec                               yes      Q-ViT, arXiv 2201.07703: learned bits (or fixed ones)
     lsq          Spec, fixed bits only              yes      uniform LSQ, arXiv 1902.08153: the baseline of the others
+    qvit-irm     QViTIRM                            yes      Q-ViT of Li et al., arXiv 2210.06707: IRM and DGD
+    tsptq        TSPTQ                              no       TSPTQ-ViT, arXiv 2305.12901, our reconstruction
 
 A method is a row of METHODS and nothing else knows their names: `pipeline` calls the verbs of the row. A row with
 `trains=False` is post-training quantization; of the others, `fit.epochs = 0` makes the post-training variant.
@@ -20,12 +22,16 @@ from qvit_runtime.program import Program
 
 from ..calibrate import calibrate
 from ..convert import quantize
+from ..exact import in_float64
 from ..freeze import freeze
 from ..guide import Guide
 from ..placement import Placement, placement
 from ..spec import FixedBits, LearnedBits, PerHead, SharedScale, SingleScale, Spec
+from . import qvit_irm, tsptq
+from .qvit_irm import QViTIRM
+from .tsptq import TSPTQ
 
-Config = Spec
+Config = Spec | QViTIRM | TSPTQ
 
 
 def _no_guide(model: nn.Module, config: Any, teacher: nn.Module) -> Guide | None:
@@ -43,6 +49,7 @@ class Method:
     freeze     (module, budget or None, preprocess, name, metadata) -> Program
     placement  module -> rows of the placement table
     guide      (module, options, float teacher) -> what `fit` is to add to the loss, or None
+    exact      module -> what is compared with its program, see `exact`
     trains     the module can be trained
     quantizers every quantized tensor has a `Quantizer`: cost can be read off the module, and it freezes before calibration
     """
@@ -51,10 +58,11 @@ class Method:
     uniform: Callable[[int, int], Any]
     label: Callable[[Any], str]
     quantize: Callable[[nn.Module, Any], nn.Module]
-    calibrate: Callable[[nn.Module, Any, Iterable, int], None]
+    calibrate: Callable[[nn.Module, Any, Iterable, int], object]
     freeze: Callable[..., Program] = freeze
     placement: Callable[[nn.Module], list[Placement]] = placement
     guide: Callable[[nn.Module, Any, nn.Module], Guide | None] = _no_guide
+    exact: Callable[[nn.Module], nn.Module] = in_float64
     trains: bool = True
     quantizers: bool = True
 
@@ -86,6 +94,15 @@ def _uniform_spec(weight_bits: int, activation_bits: int) -> Spec:
     return Spec(FixedBits(weight_bits), FixedBits(activation_bits))
 
 
+def _bits(config: TSPTQ) -> str:
+    return f"W{config.weight_bits}A{config.activation_bits}"
+
+
+def _without_budget(freeze_method: Callable[..., Program]) -> Callable[..., Program]:
+    """The freeze of a method whose bits are given: there is no budget to check."""
+    return lambda model, budget=None, *rest: freeze_method(model, *rest)
+
+
 _LEARNED_SCALES = Method(
     config=Spec,
     uniform=_uniform_spec,
@@ -97,4 +114,23 @@ _LEARNED_SCALES = Method(
 METHODS: dict[str, Method] = {
     "qvit": _LEARNED_SCALES,
     "lsq": _LEARNED_SCALES,
+    "qvit-irm": Method(
+        config=QViTIRM,
+        uniform=QViTIRM,
+        label=lambda config: config.label,
+        quantize=qvit_irm.quantize,
+        calibrate=lambda model, _, images, batches: qvit_irm.calibrate(model, images, batches),
+        placement=qvit_irm.placement,
+        guide=qvit_irm.guide,
+    ),
+    "tsptq": Method(
+        config=TSPTQ,
+        uniform=TSPTQ,
+        label=lambda config: f"TSPTQ {_bits(config)}",
+        quantize=lambda model, config: tsptq.quantize(model, config, quiet=True),
+        calibrate=lambda model, config, images, batches: tsptq.calibrate(model, images, batches, config),
+        freeze=_without_budget(tsptq.freeze),
+        placement=tsptq.placement,
+        trains=False,
+    ),
 }

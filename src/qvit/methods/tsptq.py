@@ -46,7 +46,7 @@ from ..quantizer import Quantizer, named_quantizers
 from ..region_quantizer import GELU_DEPTH, RegionQuantizer
 from ..spec import MAX_BITS, MIN_BITS, FixedBits, PerChannel, PerTensor, SingleScale, Spec
 from .tsptq_outliers import Fold, apply_fold, find_fold, folded_sample, norm_readers
-from .tsptq_samples import AttentionSample, LayerSample, collect
+from .tsptq_samples import CHUNK, AttentionSample, LayerSample, collect
 from .tsptq_search import Found, Operand, Product, Setting, search
 
 
@@ -138,7 +138,8 @@ def calibrate(
     given = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in islice(images, batches)]
     if not given:
         raise ValueError("calibration got no images: the loader is empty")
-    samples = collect(model, torch.cat(given))
+    together = torch.cat(given)
+    samples = collect(model, together)
     layers = dict(samples.layers)
     folds = []
     for name, norm, readers in norm_readers(model):
@@ -146,7 +147,7 @@ def calibrate(
         apply_fold(fold, norm, readers)
         layers.update({layer: folded_sample(fold, layers[layer]) for layer in readers})
         folds.append(fold)
-    calibrate_least_squares(model, given, len(given))  # where the search starts; it sees the folded values
+    calibrate_least_squares(model, together.split(CHUNK), len(together))  # where the search starts; it sees the folds
     found = {}
     for name, product in _products(model, layers, samples.attentions).items():
         result = search(product, config.rounds, config.candidates)

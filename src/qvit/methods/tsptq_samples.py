@@ -116,17 +116,15 @@ def _pass(model: nn.Module, images: Tensor, generator: torch.Generator) -> tuple
     """One forward and backward pass; gradients by name of the wanted tensors."""
     with torch.enable_grad(), _traced(model) as trace:
         output = model(images.clone().requires_grad_())  # so that frozen parameters do not cut the graph
-        direction = hessian_direction(output.detach(), bool(model.num_classes), generator)
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+        direction = hessian_direction(output.detach(), signs) if model.num_classes else signs
         gradients = torch.autograd.grad(output, list(trace.wanted.values()), direction)
     return trace, dict(zip(trace.wanted, gradients, strict=True))
 
 
-def hessian_direction(output: Tensor, is_classifier: bool, generator: torch.Generator) -> Tensor:
-    """Random v (B, classes) with E[v v^T] = diag(p) - p p^T for logits, 1 for features."""
-    signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-    if not is_classifier:
-        return signs
-    p = output.softmax(-1)
+def hessian_direction(logits: Tensor, signs: Tensor) -> Tensor:
+    """v = A e for random signs e, both (B, classes): E[v v^T] is the Hessian diag(p) - p p^T of KL(p || p_hat)."""
+    p = logits.softmax(-1)
     drawn = p.sqrt() * signs
     return drawn - p * drawn.sum(-1, keepdim=True)
 

@@ -1,0 +1,53 @@
+"""What a verb reads: --data and --split on top of the settings that a run, a recipe or a model has, and its float model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from .data import DataConfig
+from .data_sources import holds_images
+from .pipeline import read_recipe
+from .recipe import FLOAT, ModelConfig, load_recipe
+
+
+def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
+    """`base` with the data set of arguments.data and the evaluation split of arguments.split, where they are given."""
+    split = arguments.split
+    if not arguments.data:
+        return base if split is None else dataclasses.replace(base, eval_split=split)
+    split = "validation" if split is None else split
+    if arguments.data == "digits" or arguments.data.partition("/")[0] in ("hfds", "hfids", "wds"):
+        return dataclasses.replace(base, dataset=arguments.data, eval_split=split)
+    if holds_images(arguments.data):  # no class folders: no labels
+        return dataclasses.replace(base, dataset="images", root=arguments.data, eval_split="")
+    return dataclasses.replace(base, dataset="folder", root=arguments.data, eval_split=split)
+
+
+def float_source(what: str, arguments: argparse.Namespace) -> tuple[ModelConfig, DataConfig]:
+    """The float model called `what` (a recipe, the directory of a float run, a timm model name), and its data settings.
+
+    arguments  data and split as above; checkpoint and num_classes of a timm model name
+
+    Raises ValueError for a run that is not float and for a name without data, FileNotFoundError for no run directory.
+    """
+    path = Path(what)
+    if path.suffix == ".toml":
+        recipe = load_recipe(path)
+        return recipe.model, data_from(arguments, recipe.data)
+    if path.is_dir():
+        recipe = read_recipe(path)
+        if recipe.method != FLOAT:
+            raise ValueError(f"{path} is a run of method {recipe.method!r}; give a float run, such as {path / 'float'}")
+        model = dataclasses.replace(recipe.model, checkpoint=str(path.resolve()), pretrained=False)
+        return model, data_from(arguments, recipe.data)
+    if not arguments.data:
+        raise ValueError(f"{what} does not say which images to read; give --data FOLDER, or digits")
+    model = ModelConfig(
+        name=what,
+        checkpoint=arguments.checkpoint,
+        pretrained=not arguments.checkpoint,
+        num_classes=arguments.num_classes,
+    )
+    return model, data_from(arguments, DataConfig(dataset="digits"))

@@ -1,0 +1,140 @@
+"""I-ViT (Li & Gu, ICCV 2023, arXiv 2207.01405): integer-only inference, from the image's codes to the logits.
+
+    model = quantize(float_model, IViT())
+    calibrate(model, images)                 post-training quantization may stop here
+    qvit.fit(model, ...)                     quantization-aware training: weights against their own integers
+    program = freeze(model)                  the same integers, bit for bit
+
+Where Q-ViT and its kin multiply integers and do the rest in float, here every operation is one on integers: sums are
+rescaled by a multiplier and a shift, softmax and GELU are made of shifts, LayerNorm of an integer square root, and the
+residual stream has 16 bits. `qvit_runtime.integer_ops` states the arithmetic; `ivit_network` how the files here divide the
+work. The forward pass of the module *is* the program: its logits in eval mode and in training are those of the interpreter.
+
+Differences from the authors' code: rounding needs no float (half rounds up, theirs half to even in float64); scales are
+fixed after calibration (theirs follow a moving average, in evaluation too); scales of exponentials have whole units
+(`ivit_grid`); square roots are exact; LayerNorm's beta is trained. Learned relative to the published recipe: nothing, its
+learning rate of 1e-6 is `fit`'s to set.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from timm.layers.attention import Attention
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+import qvit_runtime.program as p
+
+from ..freeze import FreezeError
+from ..placement import Placement
+from ..support import UnsupportedModelError, check_supported
+from .ivit_emission import Emission
+from .ivit_layers import Grid, LayerNorm, Linear
+from .ivit_network import IntegerSwin, IntegerTransformer, IntegerViT
+from .ivit_observation import Observation
+
+
+@dataclass(frozen=True)
+class IViT:
+    """Options of I-ViT.
+
+    weight_bits      of every linear layer but the patch embedding and the classifier, which take 8
+    activation_bits  of every operand of a product: LayerNorm outputs, q, k, v, attention map and output, GELU output
+
+    The inputs of softmax and GELU keep 8 bits and the residual stream 16, whatever these say.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if type(bits) is not int or not 2 <= bits <= 8:
+                raise ValueError(f"IViT.{name} is {bits!r}; it must be a whole number from 2 to 8")
+
+
+def quantize(model: nn.Module, config: IViT | None = None) -> IntegerTransformer:
+    """An integer-only copy of `model`, not calibrated yet; the float keys of its state_dict are those of timm.
+
+    Raises UnsupportedModelError naming what qvit does not know, or what has no integer form (QK-norm).
+    """
+    config = config or IViT()
+    check_supported(model)
+    for name, module in model.named_modules():
+        if isinstance(module, Attention) and not isinstance(module.q_norm, nn.Identity):
+            raise UnsupportedModelError(
+                f"{name} has QK-norm, for which I-ViT has no integer form; use a model without it, or another method"
+            )
+    source = copy.deepcopy(model)
+    kind = IntegerSwin if isinstance(source, SwinTransformer) else IntegerViT
+    return kind(source, config.weight_bits, config.activation_bits).train(model.training)
+
+
+def require_integer(model: nn.Module) -> IntegerTransformer:
+    """The model, or TypeError when it is not one of I-ViT's."""
+    if not isinstance(model, IntegerTransformer):
+        raise TypeError(f"{type(model).__name__} is not an I-ViT model; make one with methods.ivit.quantize(model)")
+    return model
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]], batches: int = 8) -> None:
+    """Take the scales of all activations from the float network.
+
+    model    from quantize
+    images   batches (B, channels, height, width) of normalised training images, or (images, labels) pairs
+    batches  how many of them to use
+
+    Raises ValueError when `images` is empty.
+    """
+    network, observation = require_integer(model), Observation()
+    device, image = next(network.parameters()).device, network.patch_embed.image
+    for _, batch in zip(range(batches), images, strict=False):
+        values = (batch[0] if isinstance(batch, (tuple, list)) else batch).to(device)
+        network.run(observation, observation.see(values, image))
+    if not observation.seen:
+        raise ValueError("calibration got no images: the loader is empty")
+    observation.set_scales()
+
+
+@torch.no_grad()
+def freeze(
+    model: nn.Module,
+    preprocess: p.Preprocess | None = None,
+    name: str = "",
+    metadata: dict[str, str] | None = None,
+) -> p.Program:
+    """The program of a calibrated or trained model: what its forward pass computes, bit for bit.
+
+    preprocess  how image files become inputs; the default takes the size from the model and timm's ImageNet statistics
+    name        free text stored in the program
+
+    Raises UncalibratedError when a tensor has no scale.
+    """
+    network = require_integer(model)
+    network.require_calibrated()
+    embed = network.patch_embed
+    if preprocess is None and embed.channels != 3:
+        raise FreezeError(
+            f"the model takes {embed.channels} channels and timm's ImageNet statistics are those of 3: give a Preprocess "
+            "with mean and std"
+        )
+    emission = Emission(network, (embed.channels, *embed.img_size))
+    output = emission.dequantize(network.run(emission, emission.quantize(embed.image)))
+    return p.Program(
+        name=name or type(network).__name__,
+        input="image",
+        output=output,
+        ops=tuple(emission.ops),
+        buffers=emission.buffers,
+        weights=emission.weights,
+        constants={},
+        preprocess=preprocess or p.Preprocess(size=embed.img_size),
+        metadata=metadata or {},
+        integers=emission.integers,
+    )

@@ -1,0 +1,53 @@
+"""The integer functions of I-ViT in torch, number for number those of `qvit_runtime.integer_shift` and `integer_ops`.
+
+No gradients and no scales here: int64 (or int32 where stated) in and out, `>>` is floor, `integer_ops` has the formulas.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LARGEST = 2**31 - 1
+
+
+def requantize(x: Tensor, multiplier: Tensor, shift: Tensor) -> Tensor:
+    """R(x; m, e) = (x m + 2^(e-1)) >> e, int64, broadcasting; |x| <= 2^31."""
+    return (x * multiplier + (torch.ones_like(shift) << (shift - 1))) >> shift
+
+
+def shift_exp(t: Tensor, unit: int, fraction: int) -> Tensor:
+    """E(t; unit, n) ~ unit 2^n e^(t / unit) for t <= 0, in t's dtype; int32 is enough where 2 unit 2^n < 2^31."""
+    t = (t + (t >> 1) - (t >> 4)).clamp(min=-fraction * unit)
+    q = torch.div(-t, unit, rounding_mode="trunc")
+    return ((t + (q + 2) * unit) << (fraction - q)) >> 1
+
+
+def integer_sqrt(n: Tensor) -> Tensor:
+    """floor(sqrt(n)), int64 in 0..2^62."""
+    root = n.double().sqrt().long()
+    root = root - (root * root > n).long()
+    return root + ((root + 1) * (root + 1) <= n).long()
+
+
+def layer_norm(x: Tensor, multiplier: Tensor, bias: Tensor, shift: int) -> Tensor:
+    """IntegerLayerNorm over the last axis, not clipped yet; int64."""
+    channels = x.shape[-1]
+    mean = torch.div(2 * x.sum(-1, keepdim=True) + channels, 2 * channels, rounding_mode="floor")
+    y = x - mean
+    norm = integer_sqrt((y * y).sum(-1, keepdim=True)).clamp(min=1)
+    z = (y * (LARGEST // norm)) >> 1
+    return (((z * multiplier) >> (shift - 8)) + bias + 128) >> 8
+
+
+def shiftmax(t: Tensor, unit: int, fraction: int, bits: int) -> Tensor:
+    """Softmax over the last axis in codes of 2^-bits; t int32, bias and mask already added."""
+    e = shift_exp(t - t.amax(-1, keepdim=True), unit, fraction)
+    return (e * (LARGEST // e.sum(-1, keepdim=True)).int()) >> (31 - bits)
+
+
+def shift_gelu(x: Tensor, unit: int, fraction: int) -> Tensor:
+    """x sigmoid(1.702 x) in 1 / 256 of x's scale, pivot max(0, largest x of the row); 8-bit codes in int64."""
+    pivot = x.amax(-1, keepdim=True).clamp(min=0)
+    e1, e2 = shift_exp(x - pivot, unit, fraction), shift_exp(-pivot, unit, fraction)
+    return x * ((e1 * (LARGEST // (e1 + e2))) >> 23)

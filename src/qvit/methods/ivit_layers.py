@@ -1,0 +1,96 @@
+"""What I-ViT's network is made of: grids of activations, linear layers and LayerNorms; no arithmetic.
+
+A grid is symmetric and per tensor: value = scale * code. Three widths occur
+(I-ViT, arXiv 2207.01405, section 3.1 and its code):
+
+    weight and activation bits   operands of the integer products
+    8 bits                       image, final features, and the inputs of the shift exponentials
+    16 bits                      the residual stream
+
+Its scale is a buffer that calibration fills and that training leaves alone; 0 means that nothing has filled it yet.
+
+Whole units. Shiftmax and ShiftGELU know their scale only as the integer `unit`, which stands for 1 / (exponent * scale):
+exponent is 1 for e^x and 1.702 for the sigmoid of GELU. The authors round 1 / scale, which at 8 bits changes the
+temperature of a softmax by up to 1 / unit, some percent. Here the scale itself is widened to the next value whose unit is
+whole, so that the unit is exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+STREAM_BITS, EDGE_BITS = 16, 8
+SIGMOID = 1.702  # GELU(x) ~ x sigmoid(1.702 x)
+
+
+class Grid(nn.Module):
+    """How the codes of one activation stand for values.
+
+    bits      width of the codes
+    signed    codes in [-2^(bits-1), 2^(bits-1) - 1], else in [0, 2^bits - 1]
+    scale     fixed from the start, or 0 for calibration to fill
+    exponent  the tensor goes into e^(exponent * x) by shifts, so its unit must be whole; 0 if it does not
+    """
+
+    scale: Tensor
+
+    def __init__(self, bits: int, *, signed: bool = True, scale: float = 0.0, exponent: float = 0.0) -> None:
+        super().__init__()
+        self.bits, self.signed, self.exponent = bits, signed, exponent
+        self.register_buffer("scale", torch.tensor(scale))
+
+    @property
+    def qmin(self) -> int:
+        """Smallest code."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        """Largest code."""
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def unit(self) -> int:
+        """Codes that stand for one power of e, at least 1."""
+        return max(1, round(1 / (self.exponent * float(self.scale))))
+
+    @torch.no_grad()
+    def set_scale(self, scale: float) -> None:
+        """Fill the scale; widened to a whole unit where the tensor goes into an exponential."""
+        if self.exponent:
+            scale = 1 / (self.exponent * max(1, int(1 / (self.exponent * scale))))
+        self.scale.fill_(scale)
+
+    def extra_repr(self) -> str:
+        return f"{self.bits} bits, {'signed' if self.signed else 'unsigned'}"
+
+
+class Linear(nn.Module):
+    """A Linear, or the convolution of a patch embedding; weight (out, in) after flattening, of `bits` bits."""
+
+    def __init__(self, source: nn.Linear | nn.Conv2d, bits: int) -> None:
+        super().__init__()
+        self.weight, self.bias = source.weight, source.bias
+        self.bits = bits
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as (out, in)."""
+        return self.weight.flatten(1)
+
+
+class LayerNorm(nn.Module):
+    """gamma and beta (C,), and the grid of the output."""
+
+    def __init__(self, source: nn.LayerNorm, bits: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = source.weight, source.bias, source.eps
+        (self.channels,) = source.normalized_shape
+        self.output = Grid(bits)
+
+    def parameters_or_defaults(self) -> tuple[Tensor, Tensor]:
+        """(gamma, beta), ones and zeros where the norm has none."""
+        device = self.output.scale.device
+        gamma = torch.ones(self.channels, device=device) if self.weight is None else self.weight
+        return gamma, torch.zeros(self.channels, device=device) if self.bias is None else self.bias

@@ -1,0 +1,123 @@
+"""qvit compare: recipes are run once, rows are judged in pairs on the same images, what the engine cannot run is a dash."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qvit_runtime
+from qvit import compare as module
+from qvit.cli import main
+from qvit.cli_output import table
+from qvit.compare import COLUMNS, compare, latency
+from qvit.outcome import load_predictions
+from qvit.pipeline import read_result
+
+
+@pytest.fixture
+def recipes(done: tuple[Path, Path], tmp_path: Path) -> list[Path]:
+    """Two methods on the float row of the toy run."""
+    path, run = done
+    text = path.read_text().split("[budget]")[0].replace("uniform_baseline = 3\n", "")
+    text = text.replace('root = "digits"', f'root = "{path.parent / "digits"}"')
+    before, _, after = text.partition("[train_float]")
+    text = (
+        before.replace("[model]", f'[model]\ncheckpoint = "{run / "float"}"') + "[data]" + after.partition("[data]")[2]
+    )
+    files = []
+    for method, options in (("ptq", ""), ("lsq", FIXED)):
+        files.append(tmp_path / f"{method}.toml")
+        files[-1].write_text(f'method = "{method}"\n{text}\n[fit]\nepochs = 0\n{options}')
+    return files
+
+
+FIXED = """[quantize]
+weights = { kind = "FixedBits", bits = 3 }
+activations = { kind = "FixedBits", bits = 3 }
+"""
+
+
+def test_runs_what_is_not_finished_and_puts_it_into_one_table(
+    recipes: list[Path], done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["compare", *map(str, recipes), str(done[1]), "--out", str(out)]
+    assert main([*arguments, "--json", str(tmp_path / "x.json")]) == 0
+    text = capsys.readouterr().out
+    found = json.loads((out / "compare.json").read_text())
+    assert found == json.loads((tmp_path / "x.json").read_text())
+    floating, *rows = found["rows"]
+    assert [row["method"] for row in rows] == ["PTQ MinMax W8A8", "uniform W3A3", "head-wise learned bits"]
+    assert floating["top1"] == rows[0]["top1_float"]
+    for row in rows:
+        result = read_result(row["run"])
+        assert row["difference"] == pytest.approx(result["top1"] - result["top1_float"])
+        assert row["gbitops"] == result["gbitops"]
+        assert row["milliseconds"] > 0
+        assert f"{row['difference']:+.2f} +- {row['half_width']:.2f}" in text
+    assert f"{recipes[0]}: running in {out / 'ptq'}" in text
+    before = (out / "ptq" / "result.json").read_bytes()
+    assert main(arguments) == 0
+    assert f"{recipes[0]}: finished in {out / 'ptq'}" in capsys.readouterr().out
+    assert (out / "ptq" / "result.json").read_bytes() == before
+
+
+def test_the_interval_is_that_of_pairs(done: tuple[Path, Path]) -> None:
+    """By hand from the predictions that the run kept."""
+    row = compare([done[1]], repeats=1)["rows"][1]
+    kept = load_predictions(done[1])
+    d = 100.0 * ((kept["module"] == kept["labels"]) * 1.0 - (kept["float"] == kept["labels"]))
+    assert row["difference"] == pytest.approx(d.mean())
+    assert row["half_width"] == pytest.approx(1.96 * d.std(ddof=1) / len(d) ** 0.5)
+
+
+def test_rows_of_other_images_are_refused(done: tuple[Path, Path], tmp_path: Path) -> None:
+    from qvit.runs import load_tensors, save_tensors
+
+    shutil.copytree(done[1] / "uniform3", tmp_path / "other")
+    tensors, _ = load_tensors(tmp_path / "other" / "predictions.safetensors")
+    save_tensors(tmp_path / "other" / "predictions.safetensors", {name: t.flip(0) for name, t in tensors.items()}, {})
+    with pytest.raises(ValueError, match=r"other was judged on other images than .*run: give all rows the same data"):
+        compare([done[1], tmp_path / "other"], repeats=1)
+    with pytest.raises(ValueError, match=r"float is a float run; it is part of every row already"):
+        compare([done[1] / "float"])
+
+
+def test_two_rows_of_one_name_are_refused(recipes: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(recipes[0]), str(recipes[0])]) == 2
+    assert "two rows would share a run directory: runs/compare/ptq; rename a recipe" in capsys.readouterr().err
+
+
+def test_what_the_engine_cannot_run_is_a_dash(done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the error that says so; any other is one."""
+    program = qvit_runtime.load(done[1] / "model.qvit")
+
+    def refuses(text: str) -> None:
+        def engine(program: object, threads: int) -> None:
+            raise ValueError(text)
+
+        monkeypatch.setattr(module.qvit_runtime, "Engine", engine)
+
+    refuses("op kind 'Shiftmax' is unknown")
+    assert latency(program, 1, 1) is None
+    refuses("threads: needs 1 to 256")
+    with pytest.raises(ValueError, match="threads"):
+        latency(program, 0, 1)
+
+
+def test_the_table_says_what_collapsed() -> None:
+    row = {"method": "x", "top1": 11.0, "difference_text": "-60.00 +- 1.00", "collapse": "collapsed: top-1 11.00 %"}
+    header, _, line = table([row], COLUMNS).split("\n")
+    assert line.startswith("x  ")
+    assert line.endswith("-  collapsed: top-1 11.00 %")
+    assert line.index("11.00") + 5 == header.index("top-1 %") + 7
+
+
+def test_latency_is_measured_on_one_image(done: tuple[Path, Path]) -> None:
+    program = qvit_runtime.load(done[1] / "model.qvit")
+    assert isinstance(latency(program, 1, 1), float)
+    assert np.isfinite(latency(program, 1, 1) or np.nan)

@@ -1,0 +1,206 @@
+"""Q-ViT of Li et al. as a method: DGD by its definition, mechanisms off, training, resume, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qvit.calibrate import calibrate as calibrate_quantizers
+from qvit.convert import quantize as quantize_spec
+from qvit.fit_config import FitConfig
+from qvit.methods import METHODS, qvit_irm
+from qvit.methods.qvit_irm import QViTIRM
+from qvit.methods.qvit_irm_guide import IRMGuide, patch_similarity, similarity_distance
+from qvit.support import UnsupportedModelError
+from toy_models import images, swin, vit
+from toy_training import same_state, toy_data, toy_run
+
+SHORT = FitConfig(epochs=0.5, log_every=1)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# -- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def test_similarity_is_that_of_patches() -> None:
+    """(N, d) -> (N, N), norm 1; equal patches have equal rows."""
+    x = random(2, 3, 5, 4)
+    x[..., 1, :] = x[..., 0, :]
+    found = patch_similarity(x)
+    assert found.shape == (2, 3, 5, 5)
+    torch.testing.assert_close(torch.linalg.matrix_norm(found), torch.ones(2, 3))
+    torch.testing.assert_close(found[..., 0, :], found[..., 1, :])
+    assert patch_similarity(torch.zeros(1, 1, 3, 2)).abs().max() == 0
+
+
+def test_distance_by_its_closed_form() -> None:
+    """||G_s - G_t||^2 = 2 - 2 CKA, from d x d products that the code never forms; summed over heads, mean over images."""
+    student, teacher = random(2, 3, 5, 4), random(2, 3, 5, 4, seed=1)
+
+    def gram(x: Tensor, y: Tensor) -> Tensor:
+        return torch.linalg.matrix_norm(x.transpose(-2, -1) @ y)
+
+    cka = gram(student, teacher) ** 2 / (gram(student, student) * gram(teacher, teacher))
+    torch.testing.assert_close(similarity_distance(student, teacher), (2 - 2 * cka).sqrt().sum(1).mean())
+
+
+def test_zero_for_equal_and_scaled_operands() -> None:
+    x = random(2, 3, 5, 4).requires_grad_()
+    distance = similarity_distance(x, x.detach())
+    distance.backward()
+    assert distance == 0
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+    assert similarity_distance(x, 4 * x) == 0  # a power of two: exact
+    assert similarity_distance(x, x + 1) > 0.1
+
+
+def irm(float_model: nn.Module, config: QViTIRM) -> nn.Module:
+    model = qvit_irm.quantize(float_model, config)
+    qvit_irm.calibrate(model, [images(float_model, 32, seed=7)])
+    return model.train()
+
+
+@pytest.mark.parametrize("family", [vit, swin])
+@pytest.mark.parametrize("rectify", [True, False])
+def test_the_guide_reaches_q_and_k_of_every_layer_and_nothing_behind(family: type, rectify: bool) -> None:
+    float_model = family()
+    config = QViTIRM(2, 2, rectify=rectify)
+    model = irm(float_model, config)
+    guide = qvit_irm.guide(model, config, float_model)
+    assert guide is not None
+    batch = images(float_model)
+    with guide.watch():
+        model(batch)
+        loss = guide.loss(batch)
+    assert loss is not None
+    loss.backward()
+    for module in guide.attention.values():
+        gradient = module.qkv.weight.grad.unflatten(0, (3, module.num_heads, -1)).abs().sum((-2, -1))  # (3, H)
+        assert (gradient[:2] > 0).all()
+    assert (gradient[2] == 0).all()  # v of the last layer changes no q or k
+    assert module.proj.weight.grad is None
+    if rectify:
+        assert all(module.qkv.rectifier.beta.grad.abs().min() > 0 for module in guide.attention.values())
+    assert all(parameter.grad is None for parameter in float_model.parameters())
+
+
+def test_the_teacher_runs_once_a_step() -> None:
+    """Not again where its logits were distilled in the same step; by itself where they came from elsewhere."""
+    float_model = vit()
+    config = QViTIRM(2, 2)
+    model = irm(float_model, config)
+    guide = IRMGuide(model, float_model, 1.0, 0.1)
+    calls = []
+    float_model.register_forward_hook(lambda *_: calls.append(1))
+    batch = images(float_model)
+    losses = []
+    for teacher_runs in (True, False):
+        with guide.watch():
+            model(batch)
+            if teacher_runs:
+                with torch.no_grad():
+                    float_model(batch)
+            losses.append(guide.loss(batch))
+    assert calls == [1, 1]
+    assert torch.equal(*losses)
+
+
+def test_the_loss_falls_as_bits_rise() -> None:
+    """Towards zero, for a network that equals its teacher; nothing is left hooked after the step."""
+    found = {}
+    for bits in (2, 4, 8):
+        float_model = vit()
+        config = QViTIRM(bits, bits)
+        model = irm(float_model, config)
+        guide = qvit_irm.guide(model, config, float_model)
+        assert guide is not None
+        batch = images(float_model)
+        with guide.watch():
+            model(batch)
+            found[bits] = guide.loss(batch).detach()
+    assert found[2] > 2 * found[4] > 4 * found[8] > 0
+    hooked = [m for net in (model, float_model) for m in net.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert hooked == []
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def trained(config: QViTIRM, folder: Path | None = None, **arguments: object) -> nn.Module:
+    float_model = vit(depth=1, drop_path_rate=0.1, proj_drop_rate=0.1)
+    model = qvit_irm.quantize(float_model, config)
+    qvit_irm.calibrate(model, [images for images, _ in toy_data().eval])
+    guide = qvit_irm.guide(model, config, float_model)
+    given = {"guide": guide, "teacher": float_model, "budget": None, "evaluation": None, **arguments}
+    settings = FitConfig(epochs=0.5, log_every=1, distillation=0.5, hard_distillation=True)
+    return toy_run(settings, folder, model, **given)[0]
+
+
+def test_with_both_mechanisms_off_it_is_plain_training_bit_for_bit() -> None:
+    config = QViTIRM(2, 2, rectify=False, guide=0.0)
+    float_model = vit(depth=1, drop_path_rate=0.1, proj_drop_rate=0.1)
+    plain = quantize_spec(float_model, config.spec, quiet=True)
+    calibrate_quantizers(plain, [images for images, _ in toy_data().eval])
+    settings = FitConfig(epochs=0.5, log_every=1, distillation=0.5, hard_distillation=True)
+    plain, _ = toy_run(settings, None, plain, teacher=float_model, budget=None, evaluation=None)
+    assert same_state(plain, trained(config)) == []
+
+
+def test_each_mechanism_changes_training() -> None:
+    states = [trained(QViTIRM(2, 2, rectify=r, guide=g)) for r, g in ((False, 0.0), (False, 1.0), (True, 0.0))]
+    assert same_state(states[0], states[1])
+    assert "blocks.0.attn.qkv.rectifier.mean" in states[2].state_dict()
+
+
+def test_statistics_move_with_training_and_not_with_evaluation() -> None:
+    model = trained(QViTIRM(2, 2, momentum=0.5))
+    rectifier = model.blocks[0].attn.qkv.rectifier  # type: ignore[union-attr, index]
+    before = rectifier.mean.clone()  # type: ignore[union-attr]
+    start = qvit_irm.quantize(vit(depth=1), QViTIRM(2, 2))
+    qvit_irm.calibrate(start, [images for images, _ in toy_data().eval])
+    assert not torch.equal(before, start.blocks[0].attn.qkv.rectifier.mean)  # type: ignore[union-attr, index]
+    model.train()(images(model))
+    assert torch.equal(before, rectifier.mean)  # type: ignore[union-attr]
+
+
+def test_resumes_bit_for_bit(tmp_path: Path) -> None:
+    config = QViTIRM(2, 2, momentum=0.5)
+    whole = trained(config)
+    trained(config, tmp_path, max_steps=2)
+    assert same_state(whole, trained(config, tmp_path, resume=True)) == []
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_labels() -> None:
+    label = METHODS["qvit-irm"].label
+    assert label(QViTIRM()) == "IRM + DGD W2A2"
+    assert label(QViTIRM(3, 4, guide=0.0)) == "IRM W3A4"
+    assert label(QViTIRM(rectify=False)) == "DGD W2A2"
+    assert label(QViTIRM(rectify=False, guide=0.0)) == "baseline W2A2"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"weight_bits": 1}, r"FixedBits.bits is 1; bit-widths go from 2 to 8"),
+        ({"guide": -1.0}, r"QViTIRM.guide is -1.0; it must not be negative"),
+        ({"momentum": 2.0}, r"QViTIRM.momentum is 2.0; it must lie between 0 and 1"),
+    ],
+)
+def test_options_are_checked(change: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        QViTIRM(**change)
+
+
+def test_qk_norm_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"blocks.0.attn has QK-norm: .*; use method 'lsq'"):
+        qvit_irm.quantize(vit(qk_norm=True), QViTIRM())
