@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -119,6 +120,7 @@ def main() -> None:
         "weights": "random",
         "processor": processor(),
         "date": time.strftime("%Y-%m-%d"),
+        "load_average": os.getloadavg()[0],
         "paths": {path: on_path(model, path, options) for path in paths},
     }
     text = json.dumps(result, indent=1)

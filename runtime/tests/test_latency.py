@@ -88,7 +88,7 @@ def test_the_table_predicts_programs_it_has_not_seen(timed, name):
 
 
 def test_at_least_one_call():
-    with pytest.raises(ValueError, match="repeats is 0 and rounds is 3; both take at least 1"):
+    with pytest.raises(ValueError, match="repeats is 0 and rounds is 5; both take at least 1"):
         measure_table(PROGRAMS["vit"], repeats=0)
 
 

@@ -11,12 +11,13 @@ times of that step in the two sweeps, half of what it takes at the reference bel
 
     T[QueryKey] = S1[pair] - S1[4, 4] / 2        T[AttentionValue] = S2[pair] - S2[4, 4] / 2
 
-and a step with one product is that product's T. `fixed` is what whole calls take beyond the sum of their steps' shares.
+and a step with one product is that product's T. `fixed` is what whole calls take beyond the T of their products.
 
-Noise. Something else can only make a call longer, and a shared machine has slow minutes. So the pairs are visited in
-rounds, in an order that changes, and of each number the least is kept: the table tells the time of an undisturbed
-machine. Then T is made to rise with both widths, as it does in truth: the mean of the running maximum from few bits up and
-the running minimum from many bits down.
+Noise. Something else can only make a call longer, so of the calls of one visit the least counts. A machine also has slow
+minutes, in which everything takes a fifth longer; so the pairs are visited in rounds, in an order that changes, and beside
+each visit the reference program is timed, call by call in turn. What a visit finds is divided by how slow the reference was
+then, and of the rounds the median counts. The table tells the time of a quick minute. Last, T is made to rise with both
+widths, as it does in truth: the mean of the running maximum from few bits up and the running minimum from many bits down.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ Pair = tuple[int, int]  # left bits, right bits
 
 REFERENCE: Pair = (4, 4)
 SWEEPS = (p.AttentionValue, p.QueryKey)  # whose products stay at the reference in the first sweep, in the second
+QUICK = 0.1  # the quick minutes of a machine: the tenth percentile
 SHAPE = (len(SWEEPS), WIDTHS, WIDTHS)  # of everything measured: sweep, left bits, right bits
 MOVES = (p.Patchify, p.MergeHeads, p.WindowPartition)  # codes in, the same codes out
 
@@ -70,9 +72,9 @@ def _weight_at(weight: p.Weight, bits: int) -> p.Weight:
 
 
 def measure_table(
-    program: p.Program, threads: int = 2, batch: int = 1, repeats: int = 30, rounds: int = 3, path: str = ""
+    program: p.Program, threads: int = 2, batch: int = 1, repeats: int = 30, rounds: int = 5, path: str = ""
 ) -> LatencyTable:
-    """The latency table of a program on this machine; DeiT-Tiny takes a minute or two.
+    """The latency table of a program on this machine; DeiT-Tiny takes about two minutes.
 
     repeats  calls per setting, in `rounds` visits
     path     kernel path by name; the default is the engine's own
@@ -83,49 +85,63 @@ def measure_table(
         raise ValueError(f"repeats is {repeats} and rounds is {rounds}; both take at least 1")
     found = products(program)
     held = [{x.right for x in found if isinstance(program.ops[x.op], kind)} for kind in SWEEPS]
-    least = _Least(np.full(SHAPE, np.inf), {})
     images, rng = random_images(program, batch), np.random.default_rng(0)
-    for _ in range(rounds):
+    reference = Engine(at_bits(program, {x.right: REFERENCE for x in found}), threads, path)
+    shape = (rounds, *SHAPE)
+    seconds = _Seconds(np.empty(shape), np.empty(shape), {})
+    for turn in range(rounds):
         for setting in rng.permutation(np.prod(SHAPE)):
-            sweep, left, right = place = np.unravel_index(setting, SHAPE)
-            pair = (int(left) + p.MIN_BITS, int(right) + p.MIN_BITS)
+            sweep, left, right = place = tuple(int(k) for k in np.unravel_index(setting, SHAPE))
+            pair = (left + p.MIN_BITS, right + p.MIN_BITS)
             pairs = {x.right: REFERENCE if x.right in held[sweep] else pair for x in found}
             engine = Engine(at_bits(program, pairs), threads, path)
-            least.time(place, engine, images, -(-repeats // rounds))
-    milliseconds = np.stack([_own_time(x, found, held, least) for x in found]) * 1e3 / threads
+            seconds.visit((turn, *place), engine, reference, images, -(-repeats // rounds))
+    slowness = seconds.reference / np.quantile(seconds.reference, QUICK)
+    steps = {ops: np.median(each / slowness, axis=0) for ops, each in seconds.steps.items()}
+    milliseconds = np.stack([_own_time(x, found, held, steps) for x in found]) * 1e3 / threads
     ms = rising(np.maximum(milliseconds, 0.0))
-    fixed = float(np.median(least.whole * 1e3 - _sum_at_settings(ms, found, held)))
-    return LatencyTable("the measured table", engine.path, threads, batch, fixed, {x.right: x.macs for x in found}, ms)
+    calls = (seconds.calls / slowness).min(axis=0) * 1e3
+    fixed = float(np.quantile(calls - _sum_at_settings(ms, found, held), QUICK))
+    macs = {x.right: x.macs for x in found}
+    return LatencyTable("the measured table", reference.path, threads, batch, fixed, macs, ms)
 
 
-@dataclass
-class _Least:
-    """The least seconds seen at every setting, as arrays (sweep, left, right).
+@dataclass(frozen=True)
+class _Seconds:
+    """The least seconds that each visit saw, as arrays (round, sweep, left, right).
 
-    whole  of a call
-    steps  of each step, by the positions of its ops, summed over threads
+    calls      of a whole call
+    reference  of all steps of the reference program, timed beside
+    steps      of each step, by the positions of its ops; as `reference`, summed over threads
     """
 
-    whole: np.ndarray
+    calls: np.ndarray
+    reference: np.ndarray
     steps: dict[tuple[int, ...], np.ndarray]
 
-    def time(self, place: tuple[np.intp, ...], engine: Engine, images: np.ndarray, calls: int) -> None:
+    def visit(self, place: tuple[int, ...], engine: Engine, reference: Engine, images: np.ndarray, calls: int) -> None:
         engine(images)  # the first call makes threads and memory
+        whole, profiles, beside = [], [], []
         for _ in range(calls):
             start = time.perf_counter()
             engine(images)
-            self.whole[place] = min(self.whole[place], time.perf_counter() - start)
-            for step in engine.profile(images):
-                seconds = self.steps.setdefault(step.ops, np.full(SHAPE, np.inf))
-                seconds[place] = min(seconds[place], step.seconds)
+            whole.append(time.perf_counter() - start)
+            profiles.append(engine.profile(images))
+            beside.append([step.seconds for step in reference.profile(images)])
+        self.calls[place] = min(whole)
+        self.reference[place] = np.min(beside, axis=0).sum()
+        for same in zip(*profiles, strict=True):
+            each = self.steps.setdefault(same[0].ops, np.empty_like(self.calls))
+            each[place] = min(step.seconds for step in same)
 
 
-def _own_time(product: Product, found: list[Product], held: list[set[str]], least: _Least) -> np.ndarray:
+def _own_time(
+    product: Product, found: list[Product], held: list[set[str]], steps: dict[tuple[int, ...], np.ndarray]
+) -> np.ndarray:
     """Seconds of a product at every pair (7, 7), summed over threads."""
-    step = next(ops for ops in least.steps if product.op in ops)
-    seconds = np.min(
-        [least.steps[step][sweep] for sweep in range(len(held)) if product.right not in held[sweep]], axis=0
-    )
+    step = next(ops for ops in steps if product.op in ops)
+    sweeps = [sweep for sweep, names in enumerate(held) if product.right not in names]
+    seconds = steps[step][sweeps].mean(axis=0)
     sharing = sum(other.op in step for other in found)
     reference = seconds[REFERENCE[0] - p.MIN_BITS, REFERENCE[1] - p.MIN_BITS]
     return seconds - reference * (sharing - 1) / sharing
