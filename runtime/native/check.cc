@@ -39,9 +39,10 @@ void check_grid(const Buffer& buffer, const std::string& where) {
        "has a grid whose bits, scales and offsets differ in number");
   need(grid.axis >= 0 && grid.axis < buffer.rank(), where, "has a grid on an axis it lacks");
   need(buffer.shape[grid.axis] % grid.groups() == 0, where, "does not divide into equal groups");
+  const bool regions = !grid.is_signed && grid.groups() == 2;  // of two-scaled codes may have a single bit
   for (int g = 0; g < grid.groups(); ++g) {
     need(grid.wide() ? grid.bits[g] == grid.bits[0] && (grid.bits[g] == 16 || grid.bits[g] == 32)
-                     : grid.bits[g] >= 2 && grid.bits[g] <= 8,
+                     : grid.bits[g] >= (regions ? 1 : 2) && grid.bits[g] <= 8,
          where, "has a grid of other than 2 to 8 bits, all 16 or all 32");
     need(std::isfinite(grid.scale[g]) && grid.scale[g] > 0.0f, where, "has a scale that is not positive and finite");
     need(std::isfinite(grid.offset[g]), where, "has an offset that is not finite");

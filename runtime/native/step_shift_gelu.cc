@@ -1,5 +1,5 @@
-// ShiftGelu by table. What becomes of a code x depends on x and on the pivot M = max(0, row maximum) alone, so all of it,
-// the Requantize behind it included, is a table [M][x] made at load: at 8 bits 128 x 256 entries (256 x 256 unsigned).
+// ShiftGelu by table: what becomes of a code depends on that code alone, so all of it, the Requantize behind it included, is
+// 256 entries made at load.
 #include <algorithm>
 
 #include "code_row.h"
@@ -10,7 +10,8 @@ namespace qvit {
 namespace {
 
 // x sigmoid(1.702 x), times 256.
-int64_t shift_gelu(int64_t x, int64_t pivot, int64_t unit, int fraction) {
+int64_t shift_gelu(int64_t x, int64_t unit, int fraction) {
+  const int64_t pivot = std::max<int64_t>(x, 0);
   const int64_t e1 = shift_exp(x - pivot, unit, fraction), e2 = shift_exp(-pivot, unit, fraction);
   return x * ((e1 * (kOne31 / (e1 + e2))) >> 23);
 }
@@ -20,35 +21,25 @@ template <typename Entry>
 class ShiftGeluStep final : public Step {
  public:
   ShiftGeluStep(const Buffer& in, const ShiftGeluParts& p, int from, int to)
-      : from_(from), to_(to), width_(in.last()), qmin_(in.grid->qmin(0)) {
-    const int levels = in.grid->levels(0), pivots = in.grid->qmax(0) + 1;
-    for (int pivot = 0; pivot < pivots; ++pivot) {
-      for (int stored = 0; stored < kRow; ++stored) {
-        const int x = std::min(stored, levels) + qmin_;
-        table_.push_back(x <= pivot ? entry(p, shift_gelu(x, pivot, p.unit, p.fraction)) : Entry{0});  // x <= M always
-      }
+      : from_(from), to_(to), width_(in.last()) {
+    for (int stored = 0; stored < 256; ++stored) {
+      const int x = std::min(stored, in.grid->levels(0)) + in.grid->qmin(0);
+      table_.push_back(entry(p, shift_gelu(x, p.unit, p.fraction)));
     }
     reads = {from};
     writes = {to};
     units = in.rows();
     by_rows = true;
-    unit_cost = static_cast<double>(width_) * 8.0;
+    unit_cost = static_cast<double>(width_) * 4.0;
   }
 
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte*) const override {
-    for (int64_t row = begin; row < end; ++row) {
-      const uint8_t* x = frame.at<uint8_t>(from_) + row * width_;
-      Entry* out = frame.at<Entry>(to_) + row * width_;
-      uint8_t largest = 0;
-      for (int64_t c = 0; c < width_; ++c) largest = std::max(largest, x[c]);
-      const Entry* table = table_.data() + std::max(0, largest + qmin_) * kRow;
-      for (int64_t c = 0; c < width_; ++c) out[c] = table[x[c]];
-    }
+    const uint8_t* x = frame.at<uint8_t>(from_);
+    Entry* out = frame.at<Entry>(to_);
+    for (int64_t i = begin * width_; i < end * width_; ++i) out[i] = table_[x[i]];
   }
 
  private:
-  static constexpr int kRow = 256;
-
   static Entry entry(const ShiftGeluParts& p, int64_t code) {
     if (p.requantized == nullptr) return static_cast<Entry>(code);
     const Grid& grid = *p.requantized->grid;
@@ -59,7 +50,6 @@ class ShiftGeluStep final : public Step {
 
   int from_, to_;
   int64_t width_;
-  int qmin_;
   std::vector<Entry> table_;
 };
 
