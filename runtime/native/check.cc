@@ -7,13 +7,38 @@
 namespace qvit {
 
 const char* kind_name(Kind kind) {
-  static const char* const names[] = {"Quantize",   "Patchify",    "Linear",         "SplitHeads",      "MergeHeads",
-                                      "QueryKey",   "Softmax",     "AttentionValue", "LayerNorm",       "Gelu",
-                                      "Add",        "Multiply",    "Tokens",         "WindowPartition", "WindowMerge",
-                                      "PatchMerge", "SelectToken", "MeanTokens",     "Dequantize",      "QuantizeRegions",
-                                      "LinearAccumulate", "QueryKeyAccumulate", "AttentionValueAccumulate",
-                                      "Requantize", "AddRequantize", "IntegerTokens", "SumTokens", "IntegerLayerNorm",
-                                      "ShiftGelu", "Shiftmax", "LogIntSoftmax", "ShiftAttentionValue"};
+  static const char* const names[] = {"Quantize",
+                                      "Patchify",
+                                      "Linear",
+                                      "SplitHeads",
+                                      "MergeHeads",
+                                      "QueryKey",
+                                      "Softmax",
+                                      "AttentionValue",
+                                      "LayerNorm",
+                                      "Gelu",
+                                      "Add",
+                                      "Multiply",
+                                      "Tokens",
+                                      "WindowPartition",
+                                      "WindowMerge",
+                                      "PatchMerge",
+                                      "SelectToken",
+                                      "MeanTokens",
+                                      "Dequantize",
+                                      "QuantizeRegions",
+                                      "LinearAccumulate",
+                                      "QueryKeyAccumulate",
+                                      "AttentionValueAccumulate",
+                                      "Requantize",
+                                      "AddRequantize",
+                                      "IntegerTokens",
+                                      "SumTokens",
+                                      "IntegerLayerNorm",
+                                      "ShiftGelu",
+                                      "Shiftmax",
+                                      "LogIntSoftmax",
+                                      "ShiftAttentionValue"};
   static_assert(sizeof(names) / sizeof(names[0]) == kKinds);
   return names[static_cast<int>(kind)];
 }

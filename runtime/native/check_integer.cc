@@ -1,5 +1,5 @@
-// What the integer-only ops demand: shapes, grids, the ranges of their integers, and that no sum or product can leave the
-// integers it is computed in, whatever the image. The bounds are those of qvit_runtime/integer_bounds.py.
+// What the integer-only ops demand: shapes, grids, the ranges of their integers, and that no sum or product can leave
+// the integers it is computed in, whatever the image. The bounds are those of qvit_runtime/integer_bounds.py.
 #include <algorithm>
 #include <cstdlib>
 
@@ -256,7 +256,8 @@ class IntegerOpCheck : OpCheck {
     head_grid(in(1));
     values(out());
     shape(head_product(true));
-    require(in(0).last() * largest(in(1)) < (kMax62 >> shift_fraction(in(0).grid->bits[0])), "has sums that could leave 62 bits");
+    require(in(0).last() * largest(in(1)) < (kMax62 >> shift_fraction(in(0).grid->bits[0])),
+            "has sums that could leave 62 bits");
   }
 };
 

@@ -1,6 +1,6 @@
-#include "op_check.h"
-
 #include <cmath>
+
+#include "op_check.h"
 
 namespace qvit {
 namespace {
@@ -98,8 +98,9 @@ class ValueOpCheck : OpCheck {
     groups_along(in(), in().rank() - 1);
     groups_along(out(), out().rank() - 1);
     require(in().grid->groups() == out().grid->groups(), "moves codes to a grid of other groups");
-    same_codes(in().grid->groups(), [](int64_t g) { return static_cast<int>(g); },
-               [](int64_t g) { return static_cast<int>(g); });
+    same_codes(
+        in().grid->groups(), [](int64_t g) { return static_cast<int>(g); },
+        [](int64_t g) { return static_cast<int>(g); });
   }
 
   void patchify() const {
@@ -155,9 +156,9 @@ class ValueOpCheck : OpCheck {
     any_codes(out());
     groups_along(in(), in().rank() - 1);
     head_groups(out());
-    same_codes(columns / parts,
-               [&](int64_t c) { return group_of(in(), part * columns / parts + c, columns); },
-               [&](int64_t c) { return group_of(out(), c, columns / parts); });
+    same_codes(
+        columns / parts, [&](int64_t c) { return group_of(in(), part * columns / parts + c, columns); },
+        [&](int64_t c) { return group_of(out(), c, columns / parts); });
   }
 
   void merge_heads() const {
@@ -171,8 +172,9 @@ class ValueOpCheck : OpCheck {
     shape(expected);
     head_groups(in());
     groups_along(out(), out().rank() - 1);
-    same_codes(out().last(), [&](int64_t c) { return group_of(in(), c, out().last()); },
-               [&](int64_t c) { return group_of(out(), c, out().last()); });
+    same_codes(
+        out().last(), [&](int64_t c) { return group_of(in(), c, out().last()); },
+        [&](int64_t c) { return group_of(out(), c, out().last()); });
   }
 
   void query_key() const {

@@ -1,4 +1,5 @@
-// Per-column tables for kernels that turn codes into codes: multipliers and shifts spread over groups, and grids to clip to.
+// Per-column tables for kernels that turn codes into codes: multipliers and shifts spread over groups, and grids to
+// clip to.
 //
 // A grid's groups divide one axis. Along the last axis they are told apart by column, along any other by row; a table
 // has a row of `width` entries for each group of rows and one row where there is only one. Steps look up the row.

@@ -155,8 +155,7 @@ void Planner::step_for(int i) {
     case Kind::kGelu: return emit(make_gelu(kernels(), out, from, to), {i});
     case Kind::kAdd: return emit(make_add(out, from, storage_[o.inputs[1]], to), {i});
     case Kind::kMultiply: return emit(make_multiply(out, *constant(o.tensors[0]), from, to), {i});
-    case Kind::kTokens:
-      return emit(make_tokens(out, *constant(o.tensors[0]), *constant(o.tensors[1]), from, to), {i});
+    case Kind::kTokens: return emit(make_tokens(out, *constant(o.tensors[0]), *constant(o.tensors[1]), from, to), {i});
     case Kind::kWindowPartition:
     case Kind::kWindowMerge: {
       const Windowing w = {{o.integers[0], o.integers[1]}, {o.integers[2], o.integers[3]}};

@@ -46,9 +46,9 @@ void Planner::integer_step_for(int i) {
     case Kind::kShiftAttentionValue: {
       const Buffer& value = buffer(o.inputs[1]);
       const HeadShape shape = head_shape(in, in.last(), value.last());
-      return emit(make_shift_attention_value(kernels(), shape, in, value, from, heads_at(o.inputs[1]),
-                                             own_storage(o.output)),
-                  {i});
+      return emit(
+          make_shift_attention_value(kernels(), shape, in, value, from, heads_at(o.inputs[1]), own_storage(o.output)),
+          {i});
     }
     default: throw ProgramError("op " + std::to_string(i) + ": has no step");
   }

@@ -21,9 +21,7 @@ ColumnGrid column_grid(const Buffer& out) {
 }
 
 bool head_steps_fit(const AttentionParts& parts, const Grid& out) {
-  auto largest = [](const std::vector<float>& v) {
-    return static_cast<double>(*std::max_element(v.begin(), v.end()));
-  };
+  auto largest = [](const std::vector<float>& v) { return static_cast<double>(*std::max_element(v.begin(), v.end())); };
   ColumnGrid grid(out.groups());
   for (int g = 0; g < out.groups(); ++g) grid.fill(g, out, g);
   return grid.fits(static_cast<double>(parts.shape.keys) * kLargestProduct * largest(parts.attention_grid->scale) *
@@ -106,8 +104,7 @@ bool Planner::split_values(int i, LinearParts& parts) {
     const Buffer& part = buffer(b);
     if (part.grid->groups() > 1 && part.grid->axis != part.rank() - 3) return false;
     if (!read_in_place(b)) return false;
-    const int64_t heads = part.shape[part.rank() - 3], dim = part.last(),
-                  first = op(reader).integers[0] * heads * dim;
+    const int64_t heads = part.shape[part.rank() - 3], dim = part.last(), first = op(reader).integers[0] * heads * dim;
     for (int64_t c = 0; c < heads * dim; ++c) {
       if (covered[first + c]) return false;
       covered[first + c] = true;

@@ -1,4 +1,5 @@
-// What all attention steps share: one product of heads as GEMM arguments, and the division of heads and rows into units.
+// What all attention steps share: one product of heads as GEMM arguments, and the division of heads and rows into
+// units.
 #pragma once
 
 #include <algorithm>

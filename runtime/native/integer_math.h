@@ -1,5 +1,5 @@
-// The arithmetic of the integer-only ops on single numbers, as qvit_runtime/integer_shift.py defines it. Every kernel and
-// every table agrees with these functions, number by number; `>>` is the arithmetic shift, which C++20 guarantees.
+// The arithmetic of the integer-only ops on single numbers, as qvit_runtime/integer_shift.py defines it. Every kernel
+// and every table agrees with these functions, number by number; `>>` is the arithmetic shift, which C++20 guarantees.
 #pragma once
 
 #include <cmath>
@@ -7,7 +7,8 @@
 
 namespace qvit {
 
-// R(x; m, e) with `half` = 2^(e-1); a narrow x may be a stored code if `half` includes qmin * m (see kernels_integer.h).
+// R(x; m, e) with `half` = 2^(e-1); a narrow x may be a stored code if `half` includes qmin * m (see
+// kernels_integer.h).
 constexpr int64_t rescale(int64_t x, int64_t multiplier, int64_t half, int64_t shift) {
   return (x * multiplier + half) >> shift;
 }

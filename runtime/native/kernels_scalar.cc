@@ -205,7 +205,7 @@ void pack_values(const PackArgs& p) {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", gemm, quantize, layer_norm, softmax, gelu_all, pack_keys, pack_values,
-                                &kScalarIntegerKernels};
+const Kernels kScalarKernels = {
+    "scalar", gemm, quantize, layer_norm, softmax, gelu_all, pack_keys, pack_values, &kScalarIntegerKernels};
 
 }  // namespace qvit

@@ -130,8 +130,11 @@ void log_int_softmax(const LogIntSoftmaxArgs& s) {
 
 }  // namespace scalar
 
-const IntegerKernels kScalarIntegerKernels = {scalar::requantize,      scalar::layer_norm,
-                                              scalar::shiftmax,        scalar::log_int_softmax,
-                                              scalar::shift_attention_value, scalar::quantize_regions};
+const IntegerKernels kScalarIntegerKernels = {scalar::requantize,
+                                              scalar::layer_norm,
+                                              scalar::shiftmax,
+                                              scalar::log_int_softmax,
+                                              scalar::shift_attention_value,
+                                              scalar::quantize_regions};
 
 }  // namespace qvit

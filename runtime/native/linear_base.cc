@@ -24,8 +24,7 @@ Aligned<int8_t> pack_weight(const Weight& w, int blocks, int copies) {
   for (int64_t o = 0; o < w.out; ++o) {
     for (int64_t block = 0; block < copies * blocks; ++block) {
       const int8_t* from = w.codes.data() + o * w.in + block % blocks * width;
-      int8_t* to =
-          packed.data() + ((o / kPanel) * copies * blocks + block) * quads * kQuadBytes + (o % kPanel) * kQuad;
+      int8_t* to = packed.data() + ((o / kPanel) * copies * blocks + block) * quads * kQuadBytes + (o % kPanel) * kQuad;
       for (int64_t k = 0; k < width; ++k) to[(k / kQuad) * kQuadBytes + k % kQuad] = from[k];
     }
   }

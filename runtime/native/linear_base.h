@@ -1,4 +1,5 @@
-// What Linear and LinearAccumulate share: packed weights, corrections, and how rows or columns are divided among threads.
+// What Linear and LinearAccumulate share: packed weights, corrections, and how rows or columns are divided among
+// threads.
 #pragma once
 
 #include "step.h"
@@ -29,7 +30,7 @@ class LinearBase : public Step {
   const Kernels& kernels_;
   int input_;
   int64_t rows_, inputs_, columns_;
-  int blocks_;  // of inputs with one input scale and one weight scale each, copies included
+  int blocks_;                       // of inputs with one input scale and one weight scale each, copies included
   std::vector<int32_t> correction_;  // [block][padded()]
 
  private:

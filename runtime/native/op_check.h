@@ -43,7 +43,8 @@ class OpCheck {
     require(tensor(i).shape == expected, "has a constant of another shape");
   }
   // Codes that are only moved keep their meaning: column by column as wide, and as signed.
-  void same_codes(int64_t columns, const std::function<int(int64_t)>& from, const std::function<int(int64_t)>& to) const {
+  void same_codes(int64_t columns, const std::function<int(int64_t)>& from,
+                  const std::function<int(int64_t)>& to) const {
     any_codes(in());
     any_codes(out());
     require(in().grid->is_signed == out().grid->is_signed, "moves codes to a grid of other bits");

@@ -1,9 +1,9 @@
 // From ops to steps: what fuse.cc (moves and order), fuse_values.cc and fuse_integer.cc share.
 //
-// Neighbours that need not write their result to memory become one step. A chain is followed while its buffer has exactly
-// one reader and is no output of the program; where that fails, or for any other order of ops, each op has a step of its
-// own. Fused ops run at the place of their first op, which only moves them forward; an addition waits until both sides
-// exist.
+// Neighbours that need not write their result to memory become one step. A chain is followed while its buffer has
+// exactly one reader and is no output of the program; where that fails, or for any other order of ops, each op has a
+// step of its own. Fused ops run at the place of their first op, which only moves them forward; an addition waits until
+// both sides exist.
 #pragma once
 
 #include <optional>

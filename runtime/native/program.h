@@ -1,7 +1,8 @@
 // The Program as the bindings hand it over: plain values, nothing checked yet.
 //
-// It mirrors qvit_runtime/program.py one to one; names are gone (buffers, weights, constants and integers are numbered), so the
-// native side never parses anything. `check.h` decides whether it is well formed, `plan.h` turns it into steps.
+// It mirrors qvit_runtime/program.py one to one; names are gone (buffers, weights, constants and integers are
+// numbered), so the native side never parses anything. `check.h` decides whether it is well formed, `plan.h` turns it
+// into steps.
 #pragma once
 
 #include <cstdint>

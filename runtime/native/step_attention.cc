@@ -158,7 +158,8 @@ class QueryKeyStep final : public HeadStep {
   ValueProduct scores_;
 };
 
-// An attention map of two regions (QuantizeRegions) is two planes of `keys` columns: the second product adds to the first.
+// An attention map of two regions (QuantizeRegions) is two planes of `keys` columns: the second product adds to the
+// first.
 class AttentionValueStep final : public HeadStep {
  public:
   AttentionValueStep(const Kernels& kernels, const AttentionParts& p, int attention)

@@ -72,9 +72,8 @@ class HeadSumsStep final : public HeadStep {
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const override {
     for (int64_t unit = begin; unit < end; ++unit) {
       const Rows r = rows_of(unit);
-      product_.run(kernels_, r.window, r.head,
-                   frame.at<uint8_t>(left_.storage) + left_.at(r.window, r.head, r.begin), left_.row_stride,
-                   r.end - r.begin, frame.at<int8_t>(right_) + packed_at(r, product_.head_bytes()),
+      product_.run(kernels_, r.window, r.head, frame.at<uint8_t>(left_.storage) + left_.at(r.window, r.head, r.begin),
+                   left_.row_stride, r.end - r.begin, frame.at<int8_t>(right_) + packed_at(r, product_.head_bytes()),
                    codes_at(frame, product_.narrow(), out_.storage, out_.at(r.window, r.head, r.begin)),
                    out_.row_stride, scratch);
     }
@@ -129,11 +128,11 @@ class IntegerAttentionStep final : public HeadStep {
       const int8_t* values = frame.at<int8_t>(values_) + packed_at(r, product_.head_bytes());
       for (int64_t row = r.begin; row < r.end; row += kTileRows) {
         const int64_t rows = std::min<int64_t>(kTileRows, r.end - row);
-        scores_.run(kernels_, r.window, r.head,
-                    frame.at<uint8_t>(query_.storage) + query_.at(r.window, r.head, row), query_.row_stride, rows, keys,
-                    scores, row_, scratch + wide_at_);
+        scores_.run(kernels_, r.window, r.head, frame.at<uint8_t>(query_.storage) + query_.at(r.window, r.head, row),
+                    query_.row_stride, rows, keys, scores, row_, scratch + wide_at_);
         for (int64_t i = 0; i < rows; ++i) {
-          const CodeRow x = narrow ? CodeRow{scores.narrow + i * row_, nullptr} : CodeRow{nullptr, scores.wide + i * row_};
+          const CodeRow x =
+              narrow ? CodeRow{scores.narrow + i * row_, nullptr} : CodeRow{nullptr, scores.wide + i * row_};
           softmax_row(x, (r.window * shape_.heads + r.head) * shape_.tokens + row + i, map + i * row_,
                       reinterpret_cast<int32_t*>(scratch + exponentials_at_));
         }
@@ -214,15 +213,17 @@ class ShiftAttentionValueStep final : public HeadStep {
 
 bool head_rows_share_group(const Buffer& b) { return b.grid->groups() == 1 || b.grid->axis != b.rank() - 2; }
 
-std::unique_ptr<Step> make_head_sums(const Kernels& kernels, const HeadShape& shape, bool values, const SumsParts& parts,
-                                     const HeadPlace& left, int right, const HeadPlace& out, bool merged) {
+std::unique_ptr<Step> make_head_sums(const Kernels& kernels, const HeadShape& shape, bool values,
+                                     const SumsParts& parts, const HeadPlace& left, int right, const HeadPlace& out,
+                                     bool merged) {
   return std::make_unique<HeadSumsStep>(kernels, shape, values, parts, left, right, out, merged);
 }
 std::unique_ptr<Step> make_integer_attention(const Kernels& kernels, const IntegerAttentionParts& parts) {
   return std::make_unique<IntegerAttentionStep>(kernels, parts);
 }
-std::unique_ptr<Step> make_shift_attention_value(const Kernels& kernels, const HeadShape& shape, const Buffer& attention,
-                                                 const Buffer& value, int from, const HeadPlace& values, int to) {
+std::unique_ptr<Step> make_shift_attention_value(const Kernels& kernels, const HeadShape& shape,
+                                                 const Buffer& attention, const Buffer& value, int from,
+                                                 const HeadPlace& values, int to) {
   return std::make_unique<ShiftAttentionValueStep>(kernels, shape, attention, value, from, values, to);
 }
 

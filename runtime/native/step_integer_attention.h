@@ -1,7 +1,8 @@
-// Integer-only attention: the products with their Requantize behind them, alone or with Shiftmax between the two, and the
-// product with log2 codes. As in step_attention.h, six rows of one head at a time stay in the first-level cache:
+// Integer-only attention: the products with their Requantize behind them, alone or with Shiftmax between the two, and
+// the product with log2 codes. As in step_attention.h, six rows of one head at a time stay in the first-level cache:
 //
-//   q rows -> [gemm with packed keys, requantize] -> [Shiftmax] -> codes -> [gemm with packed values, requantize] -> out
+//   q rows -> [gemm with packed keys, requantize] -> [Shiftmax] -> codes -> [gemm with packed values, requantize] ->
+//   out
 #pragma once
 
 #include "step.h"
@@ -22,8 +23,9 @@ struct SumsParts {
 bool head_rows_share_group(const Buffer& buffer);
 
 // Left operand codes at `left`, packed right operand in storage `right`; `merged`: out is the place in merged heads.
-std::unique_ptr<Step> make_head_sums(const Kernels& kernels, const HeadShape& shape, bool values, const SumsParts& parts,
-                                     const HeadPlace& left, int right, const HeadPlace& out, bool merged);
+std::unique_ptr<Step> make_head_sums(const Kernels& kernels, const HeadShape& shape, bool values,
+                                     const SumsParts& parts, const HeadPlace& left, int right, const HeadPlace& out,
+                                     bool merged);
 
 struct IntegerAttentionParts {
   HeadShape shape;
@@ -39,7 +41,8 @@ struct IntegerAttentionParts {
 std::unique_ptr<Step> make_integer_attention(const Kernels& kernels, const IntegerAttentionParts& parts);
 
 // log2 codes (dense, in storage `attention`) times values -> values (dense).
-std::unique_ptr<Step> make_shift_attention_value(const Kernels& kernels, const HeadShape& shape, const Buffer& attention,
-                                                 const Buffer& value, int from, const HeadPlace& values, int to);
+std::unique_ptr<Step> make_shift_attention_value(const Kernels& kernels, const HeadShape& shape,
+                                                 const Buffer& attention, const Buffer& value, int from,
+                                                 const HeadPlace& values, int to);
 
 }  // namespace qvit

@@ -87,8 +87,7 @@ class LogIntSoftmaxStep final : public Step {
     for (int64_t row = begin; row < end; ++row) {
       kernels_.integer->log_int_softmax({frame.at<uint8_t>(from_) + row * width_, static_cast<int>(width_),
                                          constants_.bias(row), constants_.mask(row), parts_.ln2, parts_.linear,
-                                         parts_.constant, table_.data(), bits_,
-                                         frame.at<uint8_t>(to_) + row * width_,
+                                         parts_.constant, table_.data(), bits_, frame.at<uint8_t>(to_) + row * width_,
                                          reinterpret_cast<int64_t*>(scratch)});
     }
   }

@@ -1,5 +1,5 @@
-// ShiftGelu by table: what becomes of a code depends on that code alone, so all of it, the Requantize behind it included, is
-// 256 entries made at load.
+// ShiftGelu by table: what becomes of a code depends on that code alone, so all of it, the Requantize behind it
+// included, is 256 entries made at load.
 #include <algorithm>
 
 #include "code_row.h"
@@ -20,8 +20,7 @@ int64_t shift_gelu(int64_t x, int64_t unit, int fraction) {
 template <typename Entry>
 class ShiftGeluStep final : public Step {
  public:
-  ShiftGeluStep(const Buffer& in, const ShiftGeluParts& p, int from, int to)
-      : from_(from), to_(to), width_(in.last()) {
+  ShiftGeluStep(const Buffer& in, const ShiftGeluParts& p, int from, int to) : from_(from), to_(to), width_(in.last()) {
     for (int stored = 0; stored < 256; ++stored) {
       const int x = std::min(stored, in.grid->levels(0)) + in.grid->qmin(0);
       table_.push_back(entry(p, shift_gelu(x, p.unit, p.fraction)));

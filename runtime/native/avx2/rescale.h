@@ -1,7 +1,7 @@
 // R(x; m, e) and the clipping behind it, in 64-bit lanes, and the Requantize kernel. Included by kernels_avx2.cc only.
 //
-// AVX2 multiplies signed 32-bit numbers into 64-bit lanes but shifts those only logically: 2^63 is added before the shift
-// and what has become of it taken off after.
+// AVX2 multiplies signed 32-bit numbers into 64-bit lanes but shifts those only logically: 2^63 is added before the
+// shift and what has become of it taken off after.
 #pragma once
 
 #include "../kernels_integer.h"
@@ -52,12 +52,12 @@ inline __m256i requantize8(__m256i x, __m256i y, const Rescaling& left, const Re
 #pragma GCC unroll 2
   for (int h = 0; h < 2; ++h) {
     const ptrdiff_t at = c + 4 * h;
-    __m256i v = rescale4(_mm256_cvtepi32_epi64(h == 0 ? _mm256_castsi256_si128(x) : _mm256_extracti128_si256(x, 1)),
-                         left, at);
+    __m256i v =
+        rescale4(_mm256_cvtepi32_epi64(h == 0 ? _mm256_castsi256_si128(x) : _mm256_extracti128_si256(x, 1)), left, at);
     if constexpr (kAdd) {
       v = _mm256_add_epi64(
-          v, rescale4(_mm256_cvtepi32_epi64(h == 0 ? _mm256_castsi256_si128(y) : _mm256_extracti128_si256(y, 1)),
-                      right, at));
+          v, rescale4(_mm256_cvtepi32_epi64(h == 0 ? _mm256_castsi256_si128(y) : _mm256_extracti128_si256(y, 1)), right,
+                      at));
     }
     v = clip4(v, clip, at);
     half[h] = kNarrow ? _mm256_sub_epi64(v, load64(clip.low + at)) : v;
@@ -75,8 +75,7 @@ void requantize_row(const qvit::RequantizeArgs& r) {
   ptrdiff_t c = 0;
   for (; c + 8 <= r.count; c += 8) {
     const __m256i y = kAdd ? load_codes8(r.right, c) : _mm256_setzero_si256();
-    const __m256i codes =
-        requantize8<kAdd, kNarrow>(load_codes8(r.left, c), y, r.left_scale, r.right_scale, r.clip, c);
+    const __m256i codes = requantize8<kAdd, kNarrow>(load_codes8(r.left, c), y, r.left_scale, r.right_scale, r.clip, c);
     if constexpr (kNarrow) {
       store_narrow8(r.out.narrow + c, codes);
     } else {

@@ -39,8 +39,7 @@ void requantize_row(const qvit::RequantizeArgs& r) {
   ptrdiff_t c = 0;
   for (; c + 8 <= r.count; c += 8) {
     const __m512i y = kAdd ? load_codes8(r.right, c) : _mm512_setzero_si512();
-    const __m512i codes =
-        requantize8<kAdd, kNarrow>(load_codes8(r.left, c), y, r.left_scale, r.right_scale, r.clip, c);
+    const __m512i codes = requantize8<kAdd, kNarrow>(load_codes8(r.left, c), y, r.left_scale, r.right_scale, r.clip, c);
     if constexpr (kNarrow) {
       _mm_storel_epi64(reinterpret_cast<__m128i*>(r.out.narrow + c), _mm512_cvtepi64_epi8(codes));
     } else {

@@ -125,7 +125,8 @@ Program integer_program(int tokens, int heads, int dim) {
   const int scores = d.emit(Kind::kQueryKeyAccumulate, {part[0], part[1]}, d.codes({heads, all, all}, 32, true, 0.01f));
   const int map = d.emit(Kind::kShiftmax, {d.requantize(scores, 8, 8)}, d.codes({heads, all, all}, 8, false, 0.004f),
                          {d.integers({heads, all, all}, -20, 20), -1}, {10, 15});
-  const int mixed = d.emit(Kind::kAttentionValueAccumulate, {map, part[2]}, d.codes({heads, all, dim}, 32, true, 0.01f));
+  const int mixed =
+      d.emit(Kind::kAttentionValueAccumulate, {map, part[2]}, d.codes({heads, all, dim}, 32, true, 0.01f));
   const int merged = d.emit(Kind::kMergeHeads, {d.requantize(mixed, 8, 7)}, d.codes({all, channels}, 8, true, 0.1f));
   stream = d.add(stream, d.accumulate(merged, channels));
   const int hidden = d.requantize(d.accumulate(d.norm(stream), 2 * channels), 8, 7);
@@ -143,10 +144,10 @@ Program log2_program(int tokens, int heads, int dim) {
   const int64_t channels = int64_t{heads} * dim;
   const int x = d.values({tokens, channels}), c = d.codes({tokens, channels}, 8, false, 0.02f);
   d.emit(Kind::kQuantize, {x}, c);
-  const int normal = d.emit(Kind::kIntegerLayerNorm, {c}, d.codes({tokens, channels}, 8, true, 0.05f),
-                            {d.integers({channels}, -(1 << 20), 1 << 20), d.integers({channels}, -2000, 2000),
-                             d.integers({channels}, 0, 3)},
-                            {40, 128});
+  const int normal = d.emit(
+      Kind::kIntegerLayerNorm, {c}, d.codes({tokens, channels}, 8, true, 0.05f),
+      {d.integers({channels}, -(1 << 20), 1 << 20), d.integers({channels}, -2000, 2000), d.integers({channels}, 0, 3)},
+      {40, 128});
   int part[3];
   for (int i = 0; i < 3; ++i) {  // the same codes three times: all columns are one part
     part[i] = d.emit(Kind::kSplitHeads, {normal}, d.codes({heads, tokens, dim}, 8, true, 0.05f), {}, {0, 1});

@@ -85,7 +85,8 @@ void check_integers() {
   expect_refusal(good, [](Program& p) { first(p, Kind::kRequantize).tensors[0] = 99; });
   expect_refusal(good, [](Program& p) { p.integers[first(p, Kind::kRequantize).tensors[1]].data[0] = 63; });
   expect_refusal(good, [](Program& p) { p.integers[first(p, Kind::kRequantize).tensors[0]].data[0] = INT32_MIN; });
-  expect_refusal(good, [](Program& p) { p.integers[first(p, Kind::kLinearAccumulate).tensors[1]].data[0] = INT32_MAX; });
+  expect_refusal(good,
+                 [](Program& p) { p.integers[first(p, Kind::kLinearAccumulate).tensors[1]].data[0] = INT32_MAX; });
   expect_refusal(good, [](Program& p) { p.buffers[first(p, Kind::kLinearAccumulate).output].grid->bits[0] = 16; });
   expect_refusal(good, [](Program& p) { p.buffers[first(p, Kind::kRequantize).output].grid->bits[0] = 32; });
   expect_refusal(good, [](Program& p) { p.buffers[first(p, Kind::kIntegerTokens).output].grid->is_signed = false; });
@@ -111,7 +112,8 @@ void test_check() {
   expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.ops[2].tensors[0] = 7; });
   expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.ops.erase(p.ops.begin()); });
   expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.buffers[1].shape[0] = 6; });
-  expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.buffers[0].shape = {int64_t{1} << 40, int64_t{1} << 40}; });
+  expect_refusal(block_program(5, 2, 4, 4),
+                 [](Program& p) { p.buffers[0].shape = {int64_t{1} << 40, int64_t{1} << 40}; });
   expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.buffers[2].grid->bits[0] = 9; });
   expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.buffers[2].grid->scale[0] = NAN; });
   expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.buffers[2].grid->axis = 5; });

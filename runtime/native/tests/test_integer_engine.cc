@@ -1,4 +1,5 @@
-// Integer-only plans: every path, fusion and number of threads gives the same bits; log2 ones nearly so, for their floats.
+// Integer-only plans: every path, fusion and number of threads gives the same bits; log2 ones nearly so, for their
+// floats.
 #include <cmath>
 
 #include "engine.h"

@@ -18,7 +18,8 @@ void compare(int rows, int inputs, int columns, int bits, int weight_bits, Epilo
           static_cast<int8_t>(pick(0, 2) == 0 ? low : pick(low, -low - 1));
     }
   }
-  std::vector<int16_t> runs(static_cast<size_t>(panels_of(columns)), static_cast<int16_t>(run_length(bits, weight_bits)));
+  std::vector<int16_t> runs(static_cast<size_t>(panels_of(columns)),
+                            static_cast<int16_t>(run_length(bits, weight_bits)));
   std::vector<int32_t> correction(static_cast<size_t>(padded)), residual(static_cast<size_t>(rows * columns));
   std::vector<int64_t> multiplier(static_cast<size_t>(padded)), half(multiplier), by(multiplier), bottom(multiplier),
       top(multiplier);

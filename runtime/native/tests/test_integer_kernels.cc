@@ -73,7 +73,7 @@ void test_requantize() {
       const Scale a(width), b(width);
       const Bounds bounds(width, out);
       Results expected(width);
-      RequantizeArgs args = {x.row(left), add ? y.row(right) : CodeRow{}, a.get(), b.get(), bounds.get(), width,
+      RequantizeArgs args = {x.row(left),      add ? y.row(right) : CodeRow{}, a.get(), b.get(), bounds.get(), width,
                              expected.row(out)};
       kScalarIntegerKernels.requantize(args);
       for (const Kernels* kernels : paths()) {
@@ -135,10 +135,15 @@ void test_shiftmax() {
       const int fraction = pick(1, 20), unit = static_cast<int>(pick(1, 1000) % (kOne31 / 2 / width >> fraction) + 1);
       std::vector<int32_t> scratch(static_cast<size_t>(padded));
       std::vector<uint8_t> expected(static_cast<size_t>(padded)), found(expected);
-      ShiftmaxArgs args = {x.row(narrow),  width,      (kinds & 2) != 0 ? bias.data() : nullptr,
+      ShiftmaxArgs args = {x.row(narrow),
+                           width,
+                           (kinds & 2) != 0 ? bias.data() : nullptr,
                            (kinds & 4) != 0 ? mask.data() : nullptr,
-                           unit,           fraction,   pick(2, 8),
-                           expected.data(), scratch.data()};
+                           unit,
+                           fraction,
+                           pick(2, 8),
+                           expected.data(),
+                           scratch.data()};
       kScalarIntegerKernels.shiftmax(args);
       args.out = found.data();
       for (const Kernels* kernels : paths()) {
@@ -195,8 +200,16 @@ void test_shift_attention_value() {
         std::vector<float> expected(static_cast<size_t>(width)), found(expected);
         std::vector<int64_t> scratch(static_cast<size_t>(round_up(width, kPanel)));
         const int fraction = shift_fraction(bits);
-        ShiftAttentionValueArgs args = {map.data(), keys, values.narrow.data() + 1, width, width, -128, fraction,
-                                        (int64_t{keys} * 128 << fraction) < kOne31, 0.37, expected.data(),
+        ShiftAttentionValueArgs args = {map.data(),
+                                        keys,
+                                        values.narrow.data() + 1,
+                                        width,
+                                        width,
+                                        -128,
+                                        fraction,
+                                        (int64_t{keys} * 128 << fraction) < kOne31,
+                                        0.37,
+                                        expected.data(),
                                         scratch.data()};
         kScalarIntegerKernels.shift_attention_value(args);
         args.out = found.data();
@@ -215,7 +228,7 @@ void test_quantize_regions() {
     for (float& v : x) v = pick(0, 3) == 0 ? 0.05f * static_cast<float>(pick(-9, 60)) - 0.175f : real(2.0f);
     x.back() = 1e30f;
     std::vector<uint8_t> expected(static_cast<size_t>(2 * width + 1), uint8_t{77}), found(expected);
-    QuantizeRegionsArgs args = {x.data() + 1, width, -0.175f, 0.05f, 0.4f, 31.0f, 31.0f, expected.data(),
+    QuantizeRegionsArgs args = {x.data() + 1,           width, -0.175f, 0.05f, 0.4f, 31.0f, 31.0f, expected.data(),
                                 expected.data() + width};
     kScalarIntegerKernels.quantize_regions(args);
     args.low = found.data();
