@@ -31,7 +31,7 @@ def row(result: dict, mode: str, name: str, bits: int = 2) -> dict:
     return found[0]
 
 
-@pytest.mark.parametrize("head", [0, 2])
+@pytest.mark.parametrize("head", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_planted_head_is_found(head: int, tmp_path: Path) -> None:
     """It is first of the four alone, and first in what leaving it float wins back; its sites are the noisiest by role."""
     model = planted(head)
@@ -48,7 +48,11 @@ def test_the_planted_head_is_found(head: int, tmp_path: Path) -> None:
             assert min(range(HEADS), key=site["logit_sqnr_db"].__getitem__) == head, site
 
 
-@pytest.mark.parametrize("make", [vit, lambda: swin(img_size=8, window_size=2)], ids=["vit", "swin"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: vit(depth=1), pytest.param(lambda: swin(img_size=8, window_size=2), marks=pytest.mark.slow)],
+    ids=["vit", "swin"],
+)
 def test_numbers_against_a_direct_measurement(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     """Whole forward passes over all images at once, without prefix, records and batches."""
     model = make()
@@ -116,7 +120,7 @@ class Dying:
             yield batch
 
 
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_resumed_analysis_is_an_unbroken_one(after: int, tmp_path: Path) -> None:
     """Two batches at two bit-widths; killed after one and after three, with a line cut off on top."""
     model = vit(depth=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from qvit.analyze_table import table
 from qvit.cli_analyze import add_analyze
 from qvit.convert import quantize
 from qvit.data_config import DataError
@@ -59,7 +60,7 @@ def test_a_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     words = (str(folder / "tiny.toml"), "--bits", "2,4", *FEW, "--out", str(tmp_path), "--budget-gbitops", "0.0025")
     result = run(*words)
     out, err = capsys.readouterr()
-    assert out.splitlines()[: len(result["verdict"])] == result["verdict"]
+    assert "\n".join([table(result), "", *result["verdict"], "", "wrote "]) in out
     assert out.endswith(
         f"wrote {tmp_path}/analysis.json and {tmp_path}/init_bits.json\n"
         "next: start learned bits there: qvit run RECIPE with init_bits.json\n"

@@ -12,8 +12,9 @@ import pytest
 import qvit_runtime
 from qvit import compare as module
 from qvit.cli import main
+from qvit.cli_compare import COLUMNS
 from qvit.cli_output import table
-from qvit.compare import COLUMNS, compare, latency
+from qvit.compare import compare, latency
 from qvit.outcome import load_predictions
 from qvit.pipeline import read_result
 
@@ -110,7 +111,7 @@ def test_what_the_engine_cannot_run_is_a_dash(done: tuple[Path, Path], monkeypat
 
 
 def test_the_table_says_what_collapsed() -> None:
-    row = {"method": "x", "top1": 11.0, "difference_text": "-60.00 +- 1.00", "collapse": "collapsed: top-1 11.00 %"}
+    row = {"method": "x", "top1": 11.0, "minus_float": "-60.00 +- 1.00", "collapse": "collapsed: top-1 11.00 %"}
     header, _, line = table([row], COLUMNS).split("\n")
     assert line.startswith("x  ")
     assert line.endswith("-  collapsed: top-1 11.00 %")

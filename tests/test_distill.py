@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qvit.distill import CachedTeacher, Teacher, distillation_loss, fingerprint
+from qvit.distill import CachedTeacher, Teacher, distillation_loss, fingerprint, hard_distillation_loss
 from qvit.fit_config import FitConfig
 from toy_models import images, vit
 from toy_training import QUICK, toy_model, toy_run
@@ -20,6 +20,13 @@ def test_loss_by_hand() -> None:
     expected = 4 * (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(distillation_loss(student, teacher, 2.0), expected)
     assert distillation_loss(teacher, teacher, 3.0).abs() < 1e-6
+
+
+def test_hard_distillation_is_the_teachers_class() -> None:
+    student, teacher = torch.randn(6, 5), torch.randn(6, 5)
+    expected = -student.log_softmax(1)[torch.arange(6), teacher.argmax(1)].mean()
+    torch.testing.assert_close(hard_distillation_loss(student, teacher), expected)
+    assert torch.equal(hard_distillation_loss(student, 9 * teacher), hard_distillation_loss(student, teacher))
 
 
 def test_the_teacher_stays_trainable() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -66,6 +68,42 @@ def test_an_old_run_directory_is_not_overwritten(tmp_path: Path) -> None:
     toy_run(SHORT, tmp_path, evaluation=None)
     with pytest.raises(FileExistsError, match="holds checkpoints of an earlier run; continue it with resume=True"):
         toy_run(SHORT, tmp_path, evaluation=None)
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"fit.epochs is 0, so there is nothing to train; qvit.calibrate alone"):
+        toy_run(FitConfig(epochs=0))
+
+
+class Watching:
+    """A guide that writes down what `fit` asks of it, and adds a constant to the loss."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        self.calls.append("watch")
+        yield
+        self.calls.append("watched")
+
+    def loss(self, images: Tensor) -> Tensor:
+        self.calls.append(f"loss of {len(images)}")
+        return torch.tensor(100.0)
+
+    def after_step(self) -> None:
+        self.calls.append("step")
+
+
+def test_a_guide_watches_every_pass_and_hears_of_every_step(tmp_path: Path) -> None:
+    """Its loss is added while its hooks stand; with accumulation there are several passes to a step."""
+    guide = Watching()
+    config = FitConfig(epochs=0.5, accumulate=2, log_every=1)
+    toy_run(config, tmp_path, toy_model(uniform(3)), budget=None, guide=guide, evaluation=None)
+    one_pass = ["watch", "loss of 16", "watched"]
+    assert guide.calls == 2 * [*one_pass, *one_pass, "step"]  # 6 batches make 3 steps to an epoch; half of them
+    losses = [record["loss"] for record in Run(tmp_path).read("metrics.jsonl")]
+    assert all(loss > 100 for loss in losses)
 
 
 def test_more_accumulation_than_batches() -> None:

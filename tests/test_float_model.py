@@ -113,6 +113,18 @@ def test_what_is_no_state_dict(content: object, tmp_path: Path) -> None:
         make(tmp_path / "w.pth")
 
 
+def test_the_directory_of_a_float_run(tmp_path: Path) -> None:
+    """Its weights are those of the run; before the run is finished there are none."""
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors; a run directory has model.safetensors when it is fin"
+    ):
+        make(tmp_path)
+    model = make()
+    torch.nn.init.constant_(model.norm.weight, 2.0)  # type: ignore[union-attr, arg-type]
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    assert torch.equal(make(tmp_path).norm.weight, model.norm.weight)  # type: ignore[union-attr, arg-type]
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no checkpoint .*none.pth"):
         make(tmp_path / "none.pth")

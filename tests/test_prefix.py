@@ -30,7 +30,7 @@ def test_each_quantizer_is_in_one_step(family: str) -> None:
 def test_equal_to_the_whole_network_from_every_step(family: str) -> None:
     """All gates closed, and all open."""
     found = of(family)
-    pixels = images(found.model)
+    pixels = images(found.model, 2)
     for selection in ({}, select(found.sites)):
         open_gates(found.gates, selection)
         with torch.no_grad():
@@ -41,12 +41,12 @@ def test_equal_to_the_whole_network_from_every_step(family: str) -> None:
             assert torch.equal(finish(found.chain, cached, start), whole)
 
 
-@pytest.mark.parametrize("family", ["deit_distilled", "swin_padded"])
+@pytest.mark.parametrize("family", ["deit_distilled", pytest.param("swin_padded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("company", [False, True], ids=["alone", "all but one"])
 def test_equal_for_every_subject(family: str, company: bool) -> None:
     """A variant from the step of its first change on is the variant from the images on; and it does change something."""
     found = of(family)
-    pixels = images(found.model)
+    pixels = images(found.model, 2)
     open_gates(found.gates, select(found.sites) if company else {})
     cached = inputs(found.chain, pixels)
     for subject in found.subjects:

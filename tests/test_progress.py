@@ -7,7 +7,7 @@ import re
 import pytest
 
 from qvit import progress
-from qvit.progress import Progress
+from qvit.progress import Counter, Progress
 from toy_training import QUICK, toy_run
 
 
@@ -59,3 +59,25 @@ def test_on_a_terminal_the_line_is_rewritten_and_never_wraps(
     assert capsys.readouterr().err == "short".ljust(39) + "\n"
     shown.show(10, {"loss": 1.0, "gbitops": 1.0, "weight_bits": 3.0, "activation_bits": 4.0})
     assert capsys.readouterr().err.endswith("A bits 4\n")
+
+
+def test_a_counter_can_be_iterated_again_and_is_silent_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    counter = Counter([1, 2, 3], 3, "calibrating: batch", quiet=False)
+    assert [*counter, *counter] == [1, 2, 3, 1, 2, 3]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("total", "text"), [(3, "batch 1 of 3"), (0, "batch 1")])
+def test_a_counter_on_a_terminal(
+    total: int, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most once a second; the line is wiped at the end."""
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 5.0)
+    assert len(list(Counter([1, 2, 3], total, "batch", quiet=False))) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, wiped, nothing = err.split("\r")
+    assert (first, wiped.strip(), nothing) == (text, "", "")
+    list(Counter([1], 1, "batch", quiet=True))
+    assert capsys.readouterr().err == ""

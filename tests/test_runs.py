@@ -23,6 +23,15 @@ def test_tensors_and_state_come_back(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
 
 
+def test_shared_tensors_are_written_once_each(tmp_path: Path) -> None:
+    """A quantizer that sits in two places of a module has two names in its state_dict; a file knows no aliases."""
+    whole = torch.arange(6.0)
+    tensors = {"a": whole, "b": whole, "part": whole[2:4]}
+    save_tensors(tmp_path / "a.safetensors", tensors, {})
+    loaded, _ = load_tensors(tmp_path / "a.safetensors")
+    assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
+
+
 def test_files_are_readable_by_others(tmp_path: Path) -> None:
     """Permissions follow the umask, as with open()."""
     old = os.umask(0o022)

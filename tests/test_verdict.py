@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from qvit.analyze_table import table
 from qvit.verdict import claim, keep, verdict
 
 Row = dict[str, Any]
@@ -26,16 +27,16 @@ MAP, GELU, PROJ = "attention map", "GELU output", "proj weight"
     [
         (
             [row(MAP, 1, 5.0), row(GELU, 1, 4.8), row(PROJ, 3, 1.0)],
-            "yes: of 3 components attention map has rank 1 (5.00 +- 0.50), GELU output has rank 1 (4.80 +- 0.50)",
+            "yes: of 3 components attention map has rank 1 (5.00 ± 0.50), GELU output has rank 1 (4.80 ± 0.50)",
         ),
         (
             [row(GELU, 1, 5.0), row(PROJ, 1, 4.9), row(MAP, 3, 0.2)],
-            "partly: of 3 components attention map has rank 3 (0.20 +- 0.50), GELU output has rank 1 (5.00 +- 0.50); "
+            "partly: of 3 components attention map has rank 3 (0.20 ± 0.50), GELU output has rank 1 (5.00 ± 0.50); "
             "rank 1 also holds proj weight",
         ),
         (
             [row(PROJ, 1, 5.0), row(MAP, 2, 2.0), row(GELU, 3, 1.0)],
-            "no: of 3 components attention map has rank 2 (2.00 +- 0.50), GELU output has rank 3 (1.00 +- 0.50); "
+            "no: of 3 components attention map has rank 2 (2.00 ± 0.50), GELU output has rank 3 (1.00 ± 0.50); "
             "rank 1 holds proj weight",
         ),
         (
@@ -70,17 +71,17 @@ def analysis(judged_by: str = "labels") -> dict[str, Any]:
 
 
 def test_the_whole_text() -> None:
-    heads = "first " + ", ".join(f"blocks.0 head {head} 2.00 +- 0.50" for head in range(6))
+    heads = "first " + ", ".join(f"blocks.0 head {head} 2.00 ± 0.50" for head in range(6))
     assert verdict(analysis()) == [
         "float top-1 77.00 % on 2000 images; a point is a percent of them, an interval is 95 % and paired",
-        "3 bits: everything together loses 12.00 +- 1.00 points (80.0 % same class as float)",
-        "  one component at a time, points lost: 1. attention map 5.00 +- 0.50 = GELU output 4.80 +- 0.50; nothing measurable: "
+        "3 bits: everything together loses 12.00 ± 1.00 points (80.0 % same class as float)",
+        "  one component at a time, points lost: 1. attention map 5.00 ± 0.50 = GELU output 4.80 ± 0.50; nothing measurable: "
         "proj weight",
-        "  everything but one component, points won back: 1. attention map 3.00 +- 0.50; 2. GELU output 1.00 +- 0.50; "
+        "  everything but one component, points won back: 1. attention map 3.00 ± 0.50; 2. GELU output 1.00 ± 0.50; "
         "nothing measurable: proj weight",
-        "  attention and GELU the most sensitive? yes: of 3 components attention map has rank 1 (5.00 +- 0.50), "
-        "GELU output has rank 1 (4.80 +- 0.50)",
-        "  attention as a whole loses 9.00 +- 0.50, MLP as a whole loses 8.90 +- 0.50: a tie",
+        "  attention and GELU the most sensitive? yes: of 3 components attention map has rank 1 (5.00 ± 0.50), "
+        "GELU output has rank 1 (4.80 ± 0.50)",
+        "  attention as a whole loses 9.00 ± 0.50, MLP as a whole loses 8.90 ± 0.50: a tie",
         "  layers alone: none of 1 differs from zero",
         "  layers in company: none of 1 differs from zero",
         f"  heads alone: {heads} and 2 more (8 tied); 1 of 9 do not differ from zero",
@@ -103,7 +104,7 @@ def test_trained_rows_have_a_paragraph_of_their_own() -> None:
     text = verdict(both)
     assert (
         text[11]
-        == "3 bits after 50 training steps: everything together loses 12.00 +- 1.00 points (80.0 % same class as float)"
+        == "3 bits after 50 training steps: everything together loses 12.00 ± 1.00 points (80.0 % same class as float)"
     )
     assert text[12].startswith("  one component at a time")
     assert len(text) == 16  # no layers and heads there
@@ -122,3 +123,19 @@ def test_an_allocation_in_words() -> None:
     assert verdict(allocation([2, 2], 9.0))[-1] == (
         "allocation under 9.0000 GBitOPs: 2 bits everywhere cost 0.4400; analyse more bits to make use of it"
     )
+
+
+def test_the_table() -> None:
+    """Heads are not in it; a ratio that was not measured is a dash."""
+    both = analysis()
+    both["rows"] = [{**r, "logit_sqnr_db": 12.34} for r in both["rows"] if r["kind"] == "component"]
+    both["rows"].append({**both["rows"][0], "kind": "head", "name": "blocks.0 head 0"})
+    both["everything"][0]["logit_sqnr_db"] = None
+    assert table(both).splitlines() == [
+        "| quantized     | 3 bits, alone | 3 bits, won back | 3 bits, dB |",
+        "| ---           | --:           | --:              | --:        |",
+        "| attention map | 5.00 ± 0.50   | 3.00 ± 0.50      | 12.3       |",
+        "| GELU output   | 4.80 ± 0.50   | 1.00 ± 0.50      | 12.3       |",
+        "| proj weight   | 0.20 ± 0.50   | 0.10 ± 0.50      | 12.3       |",
+        "| everything    | 12.00 ± 1.00  |                  | -          |",
+    ]

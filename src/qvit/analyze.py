@@ -16,7 +16,8 @@ acts (`gates`), and a variant starts at the first step that it changes (`prefix`
     bit-width -> batch of images -> variant
 
 so that the activations of one batch are kept at a time. The float network is that same copy with all gates closed: the
-difference between two variants is quantization and nothing else.
+difference between two variants is quantization and, where values lie next to a tie, float32 rounding (`exact`), which the
+intervals contain.
 
 After every batch one line goes to analysis.jsonl (`instrument` says what is in it); a killed analysis continues after the last
 whole line and ends with the same numbers. `analyze_results` adds the lines up into analysis.json.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .analyze_config import AnalysisConfig
 from .analyze_data import AnalysisData
+from .analyze_results import ALL_BUT, ALONE, EVERYTHING
 from .components import Selection, select
 from .fit import fit
 from .fit_config import FitConfig
@@ -59,10 +60,10 @@ class Finetuning:
         """(bits, name, what is quantized, bits of the edge tensors)"""
         sites = set(self.instrument.sites)
         for bits in self.config.bits:
-            yield bits, "everything", select(sites), EDGE_BITS
+            yield bits, EVERYTHING, select(sites), EDGE_BITS
             for subject in self.components:
-                yield bits, f"alone {subject.key}", subject.selection, bits
-                yield bits, f"all but {subject.key}", select(sites - set(subject.sites)), EDGE_BITS
+                yield bits, f"{ALONE} {subject.key}", subject.selection, bits
+                yield bits, f"{ALL_BUT} {subject.key}", select(sites - set(subject.sites)), EDGE_BITS
 
     def _trained(self, selection: Selection) -> nn.Module:
         """A copy of the instrument's model with these groups quantized, after the steps."""

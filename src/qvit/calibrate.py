@@ -1,25 +1,44 @@
 """calibrate(): give every quantizer its scales from weights and from training images.
 
 Weights are fitted directly. Activations are observed by forward hooks while the float network runs (quantizers are
-stepped over, so every tensor is seen as the float model makes it), one histogram per group; then every slot of the
-bank, 2 to 8 bits, gets its least-squares scale. Post-training quantization may stop here.
+stepped over, so every tensor is seen as the float model makes it); then every slot of the bank, 2 to 8 bits, gets its
+scale from what was seen, by the rule of an observer: least squares, or one of the ranges of the baselines of
+post-training quantization (`range_observers`). Post-training quantization may stop here.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .fake_quantize import grouped
-from .least_squares import Points, least_squares, least_squares_with_offset, points
-from .observers import Histogram
+from .least_squares import Points, points
 from .quantizer import Quantizer, require_quantized
+from .range_observers import LeastSquares, Observer, fit_grid, watcher
 
+Images = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]]
 CHUNK = 64  # groups fitted at a time: bounds the memory of the search
+
+
+class Watcher(Protocol):
+    """Something that takes in a tensor, batch by batch."""
+
+    def update(self, x: Tensor) -> None:
+        """Take in one batch."""
+
+
+@runtime_checkable
+class ComputesInIntegers(Protocol):
+    """A module without a float network inside once its quantizers are stepped over, and so with one beside it."""
+
+    def float_forward(self, *args: Tensor) -> Tensor:
+        """What the float model computes in the place of `forward`; calls the quantizers that `forward` calls."""
 
 
 @contextmanager
@@ -27,16 +46,22 @@ def float_forward(model: nn.Module) -> Iterator[None]:
     """Inside, every quantizer passes its input through: the module computes what the float model computes.
 
     A forward hook returns the input in place of the output; an uncalibrated quantizer would raise before its hook runs,
-    so calibrated ones are assumed only for the length of the block.
+    so calibrated ones are assumed only for the length of the block. Modules that compute in integers run their
+    `float_forward`.
     """
+    integers = [module for module in model.modules() if isinstance(module, ComputesInIntegers)]
     quantizers = require_quantized(model).values()
     before = [quantizer.is_calibrated for quantizer in quantizers]
     handles = [quantizer.register_forward_hook(lambda _, args, output: args[0]) for quantizer in quantizers]
     for quantizer in quantizers:
         quantizer.is_calibrated = True
+    for module in integers:
+        module.forward = module.float_forward  # type: ignore[attr-defined]
     try:
         yield
     finally:
+        for module in integers:
+            del module.forward  # type: ignore[attr-defined]
         for handle in handles:
             handle.remove()
         for quantizer, state in zip(quantizers, before, strict=True):
@@ -44,56 +69,59 @@ def float_forward(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]], batches: int = 8) -> None:
+def calibrate(model: nn.Module, images: Images, batches: int = 8, observer: Observer | None = None) -> None:
     """Fit the scales of all quantizers.
 
-    model    from qvit.quantize
-    images   batches (B, 3, height, width) of normalised training images, or (images, labels) pairs
-    batches  how many of them to use
+    model     from qvit.quantize
+    images    batches (B, 3, height, width) of normalised training images, or (images, labels) pairs
+    batches   how many of them to use
+    observer  how scales follow from data; the default is LeastSquares()
 
     Warns about a group that is zero everywhere (it gets a finite scale). Raises ValueError when `images` is empty.
     """
+    observer = observer or LeastSquares()
     quantizers = require_quantized(model)
     owners = weight_owners(model)
     for name, quantizer in quantizers.items():
         if not quantizer.batched:
-            fit_weight(name, quantizer, owners[name])
-    histograms = {
-        name: Histogram(quantizer.scale_groups, quantizer.axis)
+            fit_weight(name, quantizer, owners[name], observer)
+    watchers = {
+        name: watcher(observer, quantizer.scale_groups, quantizer.axis)
         for name, quantizer in quantizers.items()
         if quantizer.batched
     }
-    if not histograms:
+    if not watchers:
         return
-    seen = _observe(model, images, batches, histograms)
-    if not seen:
-        raise ValueError("calibration got no images: the loader is empty")
-    for name, histogram in histograms.items():
-        _fit(name, quantizers[name], histogram.points())
+    observe(model, islice(images, batches), watchers)
+    for name, seen in watchers.items():
+        fit_quantizer(name, quantizers[name], seen.points(), observer)
 
 
-def _observe(model: nn.Module, images: Iterable, batches: int, histograms: dict[str, Histogram]) -> int:
+def observe(model: nn.Module, images: Images, watchers: Mapping[str, Watcher]) -> None:
+    """Run the float network and show each watcher what the quantizer of its name gets, batch by batch.
+
+    Raises ValueError when there are no images.
+    """
     quantizers = require_quantized(model)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     handles = [
-        quantizers[name].register_forward_pre_hook(lambda _, args, h=histogram: h.update(args[0]))
-        for name, histogram in histograms.items()
+        quantizers[name].register_forward_pre_hook(lambda _, args, w=watcher: w.update(args[0]))
+        for name, watcher in watchers.items()
     ]
     seen = 0
     try:
         with float_forward(model):
             for batch in images:
-                if seen == batches:
-                    break
                 model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
                 seen += 1
     finally:
         for handle in handles:
             handle.remove()
         model.train(was_training)
-    return seen
+    if not seen:
+        raise ValueError("calibration got no images: the loader is empty")
 
 
 def weight_owners(model: nn.Module) -> dict[str, Tensor]:
@@ -103,13 +131,16 @@ def weight_owners(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fit_weight(name: str, quantizer: Quantizer, weight: Tensor) -> None:
-    """Least-squares scales of a weight for every slot."""
+def fit_weight(name: str, quantizer: Quantizer, weight: Tensor, observer: Observer | None = None) -> None:
+    """Scales of a weight for every slot; the default observer is LeastSquares()."""
     values = grouped(weight.detach().float().cpu(), quantizer.scale_groups, quantizer.axis)
-    _fit(name, quantizer, points(values.transpose(0, 1).reshape(quantizer.scale_groups, -1)))
+    data = points(values.transpose(0, 1).reshape(quantizer.scale_groups, -1))
+    fit_quantizer(name, quantizer, data, observer or LeastSquares())
 
 
-def _fit(name: str, quantizer: Quantizer, data: Points) -> None:
+@torch.no_grad()
+def fit_quantizer(name: str, quantizer: Quantizer, data: Points, observer: Observer) -> None:
+    """Fill every slot of a bank from the data of its groups; `name` is for the warning about groups of zeros."""
     empty = (data.smallest == 0) & (data.largest == 0)
     if empty.any():
         groups = torch.nonzero(empty).flatten().tolist()
@@ -117,14 +148,12 @@ def _fit(name: str, quantizer: Quantizer, data: Points) -> None:
     rows, slots = quantizer.log_scale.shape
     if rows < quantizer.scale_groups:  # a bank that all groups share fits all of them together
         data = data.pooled()
+    with_offset = quantizer.offset is not None
     scale, offset = torch.empty(rows, slots), torch.empty(rows, slots)
     widths = quantizer.per_scale(quantizer.bit_width).cpu()[:rows]
     for slot, bits in enumerate(quantizer.candidates if slots > 1 else widths.unique().tolist()):
         chosen, column = (torch.arange(rows), slot) if slots > 1 else (torch.nonzero(widths == bits).flatten(), 0)
         for part in chosen.split(CHUNK):
-            if quantizer.offset is None:
-                scale[part, column] = least_squares(data.rows(part), bits, quantizer.signed).float()
-            else:
-                pair = least_squares_with_offset(data.rows(part), bits)
-                scale[part, column], offset[part, column] = (value.float() for value in pair)
-    quantizer.set_bank(scale, offset if quantizer.offset is not None else None)
+            pair = fit_grid(observer, data.rows(part), bits, quantizer.signed, with_offset)
+            scale[part, column], offset[part, column] = (value.float() for value in pair)
+    quantizer.set_bank(scale, offset if with_offset else None)

@@ -17,6 +17,7 @@ import torch
 from .analyze import INIT_BITS, RESULT, analyze
 from .analyze_config import AnalysisConfig
 from .analyze_data import open_analysis_data
+from .analyze_table import table
 from .cli_data import float_source
 from .cli_output import say
 from .data import resolve_data
@@ -92,5 +93,6 @@ def analyze_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{out / RESULT} and {out / INIT_BITS}",
             f"start learned bits there: qvit run RECIPE with {INIT_BITS}",
         )
-    say(arguments, *result["verdict"], "", f"wrote {wrote}", f"next: {then}")
+    trained = (table(result, config.finetune_steps), "") if config.finetune_steps else ()
+    say(arguments, table(result), "", *trained, *result["verdict"], "", f"wrote {wrote}", f"next: {then}")
     return result

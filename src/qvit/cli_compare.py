@@ -12,14 +12,26 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .cli_output import say, table
+from .cli_output import Column, say, table
 from .cli_run import add_recipe_options, recipe_of
-from .compare import COLUMNS, compare
+from .compare import compare
 from .pipeline import run_recipe
 from .processes import is_main
 from .runs import Run
 
 RESULT = "compare.json"
+COLUMNS = (
+    Column("top-1 %", "top1", 2),
+    Column("minus float", "minus_float", 0),
+    Column("same class %", "agreement_float", 2),
+    Column("GBitOPs", "gbitops", 4),
+    Column("W bits", "average_weight_bits", 2),
+    Column("A bits", "average_activation_bits", 2),
+    Column("KiB", "artifact_kib", 1),
+    Column("calib. s", "calibration_seconds", 1),
+    Column("train s", "training_seconds", 0),
+    Column("ms", "milliseconds", 2),
+)
 
 
 def add_compare(verbs: Any) -> argparse.ArgumentParser:
@@ -54,6 +66,13 @@ def compare_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         return {}
     result = compare(folders, arguments.threads)
     written = Run(arguments.out).write_json(RESULT, result)
-    say(arguments, "", table(result["rows"], COLUMNS), "")
+    say(arguments, "", table([_with_interval(row) for row in result["rows"]], COLUMNS), "")
     say(arguments, f"wrote {written}", f"next: qvit-runtime inspect {folders[-1] / 'model.qvit'}")
     return result
+
+
+def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
+    """The row and its difference to the float model in words; the float row has none."""
+    if row.get("difference") is None:
+        return row
+    return {**row, "minus_float": f"{row['difference']:+.2f} +- {row['half_width']:.2f}"}

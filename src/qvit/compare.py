@@ -16,24 +16,11 @@ import numpy as np
 import qvit_runtime
 from qvit_runtime.bench import measure, random_images
 
-from .cli_output import Column
 from .outcome import load_predictions
 from .paired import paired
 from .pipeline import read_result
 from .recipe import FLOAT
 
-COLUMNS = (
-    Column("top-1 %", "top1", 2),
-    Column("minus float", "difference_text", 0),
-    Column("same class %", "agreement_float", 2),
-    Column("GBitOPs", "gbitops", 4),
-    Column("W bits", "average_weight_bits", 2),
-    Column("A bits", "average_activation_bits", 2),
-    Column("KiB", "artifact_kib", 1),
-    Column("calib. s", "calibration_seconds", 1),
-    Column("train s", "training_seconds", 0),
-    Column("ms", "milliseconds", 2),
-)
 KEPT = (
     "method",
     "method_name",
@@ -90,13 +77,9 @@ def _difference(predictions: dict[str, np.ndarray]) -> dict[str, Any]:
     labels = predictions["labels"]
     known = labels >= 0
     if known.sum() < 2:
-        return {"difference": None, "half_width": None, "difference_text": None}
+        return {"difference": None, "half_width": None}
     found = paired(*(predictions[name][known] == labels[known] for name in ("module", "float")))
-    return {
-        "difference": found.difference,
-        "half_width": found.half_width,
-        "difference_text": f"{found.difference:+.2f} +- {found.half_width:.2f}",
-    }
+    return {"difference": found.difference, "half_width": found.half_width}
 
 
 def latency(program: qvit_runtime.Program, threads: int, repeats: int) -> float | None:

@@ -22,7 +22,7 @@ from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
 
 import qvit_runtime.program as p
-from qvit_runtime.integer_ops import QuantizeRegions
+from qvit_runtime.integer_ops import Dequantize, QuantizeRegions
 
 from .attention import QuantAttention, QuantWindowAttention
 from .budget import Budget
@@ -66,7 +66,13 @@ def freeze(
                 f"the model costs {spent:.4f} {budget.unit}, over the budget of {budget.limit:.4f}; "
                 "qvit.fit lowers bits to the budget at its lock, freeze never changes a bit"
             )
-    emitter = Emitter(model)
+    return assemble(Emitter(model), model, preprocess, name, metadata)
+
+
+def assemble(
+    emitter: Emitter, model: nn.Module, preprocess: p.Preprocess | None, name: str, metadata: dict[str, str] | None
+) -> p.Program:
+    """The program that an emitter makes of a model whose quantizers are all calibrated; arguments as in `freeze`."""
     output = freeze_swin(emitter, model) if isinstance(model, SwinTransformer) else freeze_vit(emitter, model)
     channels, height, width = emitter.buffers["image"].shape
     if preprocess is None and channels != 3:
@@ -84,6 +90,7 @@ def freeze(
         constants=emitter.constants,
         preprocess=preprocess or p.Preprocess(size=(height, width)),
         metadata=metadata or {},
+        integers=emitter.integers,
     )
 
 
@@ -101,6 +108,7 @@ class Emitter:
         self.buffers: dict[str, p.Buffer] = {}
         self.weights: dict[str, p.Weight] = {}
         self.constants: dict[str, np.ndarray] = {}
+        self.integers: dict[str, np.ndarray] = {}
 
     def emit(self, op: p.Op, shape: tuple[int, ...], grid: p.Grid | None = None) -> str:
         """Append an op and the buffer it writes; returns the buffer's name."""
@@ -116,6 +124,17 @@ class Emitter:
         """Store a float32 constant."""
         self.constants[name] = _numpy(value) if isinstance(value, Tensor) else value.astype(np.float32)
         return name
+
+    def integer(self, name: str, value: Tensor) -> str:
+        """Store an int32 array: whole numbers of any dtype below 2^31."""
+        self.integers[name] = value.detach().long().cpu().numpy().astype(np.int32)
+        return name
+
+    def values(self, source: str) -> str:
+        """The buffer itself where it holds values, else its codes as values."""
+        if self.buffers[source].grid is None:
+            return source
+        return self.emit(Dequantize(source, f"{source}.values"), self.shape(source))
 
     def quantize(self, source: str, quantizer: Quantizer, axis: int = 0) -> str:
         """values -> codes, groups on `axis` of the buffer; the buffer is called like the tensor."""
@@ -188,16 +207,21 @@ class Emitter:
             if isinstance(module, QuantAttention) and part != "v":
                 split = self.layer_norm(split, getattr(module, f"{part}_norm"))
             parts[part] = self.quantize(split, getattr(module, f"{part}_quantizer"), len(lead))
-        square = (*per_head[:-1], tokens)
-        scores = self.emit(p.QueryKey(parts["q"], parts["k"], f"{name}.scores", float(module.scale)), square)
+        mixed = self.attend(parts["q"], parts["k"], parts["v"], module, mask)
+        return self.linear(self._merge(mixed, module), module.proj)
+
+    def attend(self, q: str, k: str, v: str, module: QuantAttention | QuantWindowAttention, mask: Tensor | None) -> str:
+        """codes (..., H, N, d) -> values (..., H, N, d): both products, and the softmax between them"""
+        name, per_head = self.names[module], self.shape(v)
+        square = (*per_head[:-1], per_head[-2])
+        scores = self.emit(p.QueryKey(q, k, f"{name}.scores", float(module.scale)), square)
         bias = masked = ""
         if isinstance(module, QuantWindowAttention):
             bias = self.constant(f"{name}.position_bias", module.position_bias())
             masked = "" if mask is None else self.constant(f"{name}.mask", mask)
         softmax = self.emit(p.Softmax(scores, f"{name}.softmax", bias, masked), square)
-        attention = self.quantize(softmax, module.attention_quantizer, len(lead))
-        mixed = self.emit(p.AttentionValue(attention, parts["v"], f"{name}.mixed"), per_head)
-        return self.linear(self._merge(mixed, module), module.proj)
+        attention = self.quantize(softmax, module.attention_quantizer, len(per_head) - 3)
+        return self.emit(p.AttentionValue(attention, v, f"{name}.mixed"), per_head)
 
     def _merge(self, mixed: str, module: QuantAttention | QuantWindowAttention) -> str:
         *lead, heads, tokens, dim = self.shape(mixed)
@@ -292,9 +316,8 @@ def freeze_vit(emitter: Emitter, model: nn.Module) -> str:
         normal = emitter.layer_norm(stream, block.norm2)
         stream = emitter.residual(stream, emitter.mlp(normal, block.mlp), block.ls2, f"{name}.output")
     stream = emitter.layer_norm(stream, model.norm)
-    width = (emitter.shape(stream)[-1],)
     if isinstance(model, VisionTransformerDistilled):
-        tokens = [emitter.emit(p.SelectToken(stream, f"token{index}", index), width) for index in (0, 1)]
+        tokens = [_select(emitter, stream, f"token{index}", index) for index in (0, 1)]
         outputs = [
             _head(emitter, token, head) for token, head in zip(tokens, (model.head, model.head_dist), strict=True)
         ]
@@ -302,15 +325,20 @@ def freeze_vit(emitter: Emitter, model: nn.Module) -> str:
         half = emitter.constant("heads.half", np.array([0.5]))
         return emitter.emit(p.Multiply(total, "output", half), emitter.shape(total))
     if model.global_pool == "token":
-        pooled = emitter.emit(p.SelectToken(stream, "pooled", 0), width)
+        pooled = _select(emitter, stream, "pooled", 0)
     else:
         start = 0 if model.pool_include_prefix else model.num_prefix_tokens
-        pooled = emitter.emit(p.MeanTokens(stream, "pooled", start), width)
+        pooled = emitter.emit(p.MeanTokens(emitter.values(stream), "pooled", start), emitter.shape(stream)[-1:])
     return _head(emitter, emitter.layer_norm(pooled, model.fc_norm), model.head)
 
 
+def _select(emitter: Emitter, stream: str, name: str, index: int) -> str:
+    """One token; a method whose last LayerNorm gives codes has them per tensor."""
+    return emitter.emit(p.SelectToken(stream, name, index), emitter.shape(stream)[-1:], emitter.buffers[stream].grid)
+
+
 def _head(emitter: Emitter, features: str, head: nn.Module) -> str:
-    return features if isinstance(head, nn.Identity) else emitter.quantized_linear(features, head)
+    return emitter.values(features) if isinstance(head, nn.Identity) else emitter.quantized_linear(features, head)
 
 
 def _tokens(emitter: Emitter, model: VisionTransformer, patches: str) -> str:
@@ -345,7 +373,7 @@ def freeze_swin(emitter: Emitter, model: SwinTransformer) -> str:
             assert isinstance(block, SwinTransformerBlock)
             stream = _swin_block(emitter, stream, block)
     stream = emitter.layer_norm(stream, model.norm)
-    pooled = emitter.emit(p.MeanTokens(stream, "pooled", 0), (emitter.shape(stream)[-1],))
+    pooled = emitter.emit(p.MeanTokens(emitter.values(stream), "pooled", 0), emitter.shape(stream)[-1:])
     return _head(emitter, pooled, model.head.fc)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .analyze_config import AnalysisConfig
 from .analyze_data import AnalysisData
+from .analyze_results import ALL_BUT, ALONE, EVERYTHING
 from .calibrate import calibrate
 from .components import EDGES, Selection, Site, Subject, all_sites, component_of, select, subjects
 from .convert import quantize
@@ -83,17 +84,17 @@ class Instrument:
         tick(len(images))
         variants = {}
         for subject in self.subjects:
-            variants[f"alone {subject.key}"] = self._variant(subject.selection, subject, cached, reference)
+            variants[f"{ALONE} {subject.key}"] = self._variant(subject.selection, subject, cached, reference)
             tick(len(images))
         sites = self._measure_sites(images[:: self.stride].contiguous(), tick)
         self.set_bits(bits, EDGE_BITS)
         open_gates(self.gates, select(self.sites))
         cached = inputs(self.chain, images)
-        variants["everything"] = outcome(cached[-1], reference)
+        variants[EVERYTHING] = outcome(cached[-1], reference)
         tick(len(images))
         for subject in self.subjects:
             selection = select(set(self.sites) - set(subject.sites))
-            variants[f"all but {subject.key}"] = self._variant(selection, subject, cached, reference)
+            variants[f"{ALL_BUT} {subject.key}"] = self._variant(selection, subject, cached, reference)
             tick(len(images))
         return {
             "labels": labels.tolist(),

@@ -85,7 +85,7 @@ def least_squares(data: Points, bits: int, signed: bool) -> Tensor:
     scale = torch.where(alive, reach / high, torch.ones_like(reach))
     for ladder in (COARSE, *FINER):
         tried = scale[:, None] * ladder
-        errors = _error(data, tried, torch.zeros_like(tried), low, high)
+        errors = squared_error(data, tried, torch.zeros_like(tried), low, high)
         scale = tried.gather(1, errors.argmin(1, keepdim=True)).squeeze(1)
     for _ in range(ROUNDS):
         s0, s1 = (sums.squeeze(1) for sums in _cells(data, scale[:, None], torch.zeros_like(scale[:, None]), low, high))
@@ -109,7 +109,7 @@ def least_squares_with_offset(data: Points, bits: int) -> tuple[Tensor, Tensor]:
     for ladder in (COARSE, *FINER):
         tried = (scale[:, None] * ladder).repeat_interleave(SHIFTS, 1)
         offsets = data.smallest[:, None] + tried * shifts.repeat(len(ladder))
-        best = _error(data, tried, offsets, 0, high).argmin(1, keepdim=True)
+        best = squared_error(data, tried, offsets, 0, high).argmin(1, keepdim=True)
         scale, offset = tried.gather(1, best).squeeze(1), offsets.gather(1, best).squeeze(1)
     total = data.count[:, -1]
     mean = data.first[:, -1] / total
@@ -143,8 +143,8 @@ def _cells(data: Points, scale: Tensor, offset: Tensor, low: int, high: int) -> 
     return between(data.count), between(data.first)
 
 
-def _error(data: Points, scale: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
-    """sum w (v - s q - o)^2, (groups, tried)."""
+def squared_error(data: Points, scale: Tensor, offset: Tensor, low: int, high: int) -> Tensor:
+    """sum w (v - s q - o)^2, (groups, tried), of grids (groups, tried) with codes in [low, high]."""
     s0, s1 = _cells(data, scale, offset, low, high)
     value = scale[..., None] * torch.arange(low, high + 1, dtype=torch.float64) + offset[..., None]
     return data.second[:, -1:] + (s0 * value * value - 2 * s1 * value).sum(2)

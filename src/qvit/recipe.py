@@ -190,8 +190,12 @@ def _anchored(recipe: Recipe, base: Path, typed: set[str]) -> Recipe:
     if prefix in ("hfds", "hfids") and local.startswith("."):
         dataset = f"{prefix}/{anchor(local, 'data.dataset')}"
     root, class_map = anchor(data.root, "data.root"), anchor(data.class_map, "data.class_map")
+    budget = recipe.budget
+    if budget is not None and budget.table is not None:
+        budget = dataclasses.replace(budget, table=anchor(budget.table, "budget.table"))
     return dataclasses.replace(
         recipe,
+        budget=budget,
         model=dataclasses.replace(model, checkpoint=anchor(model.checkpoint, "model.checkpoint")),
         data=dataclasses.replace(data, dataset=dataset, root=root, class_map=class_map),
     )

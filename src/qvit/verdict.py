@@ -68,7 +68,7 @@ def _of(rows: list[Row], mode: str, kind: str) -> list[Row]:
 
 
 def _points(row: Row, what: str) -> str:
-    return f"{row[what]:.2f} +- {row[f'{what}_half_width']:.2f}"
+    return f"{row[what]:.2f} ± {row[f'{what}_half_width']:.2f}"
 
 
 def is_real(row: Row, what: str) -> bool:

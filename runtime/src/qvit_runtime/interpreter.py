@@ -9,21 +9,28 @@ One function per op, one dict from op to function: a new op is a new function he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
-from math import erf as exact_erf
 
 import numpy as np
 
 from . import integer_ops as i
 from . import program as p
-from .integer import head_scale, integer_matmul, quantize
+from .integer import float_matmul, head_scale, quantize
 from .interpreter_integer import EXECUTE_INTEGER, Arrays
+
+PASS = (
+    1 << 17
+)  # elements of the largest buffer that go through the ops together: a megabyte of float64 stays in the cache
 
 
 def run(program: p.Program, images: np.ndarray) -> np.ndarray:
     """Run a program on normalised images, float32 (batch, *input shape) -> float32 (batch, *output shape)."""
-    return trace(program, images, keep=(program.output,))[program.output]
+    largest = max(math.prod(buffer.shape) for buffer in program.buffers.values())
+    step = max(1, PASS // largest)
+    parts = [images[at : at + step] for at in range(0, len(images), step)]
+    return np.concatenate([trace(program, part, keep=(program.output,))[program.output] for part in parts])
 
 
 def trace(program: p.Program, images: np.ndarray, keep: tuple[str, ...] | None = None) -> Arrays:
@@ -72,7 +79,7 @@ def inputs_of(op: p.Op) -> tuple[str, ...]:
 def _erf_table() -> tuple[np.ndarray, np.ndarray, float, float]:
     step, limit = 1.0 / 512.0, 6.0
     grid = np.arange(-limit, limit + step, step)
-    return np.array([exact_erf(x) for x in grid]), 2.0 / np.sqrt(np.pi) * np.exp(-grid * grid), step, limit
+    return np.array([math.erf(x) for x in grid]), 2.0 / np.sqrt(np.pi) * np.exp(-grid * grid), step, limit
 
 
 def erf(x: np.ndarray) -> np.ndarray:
@@ -110,7 +117,7 @@ def _patchify(program: p.Program, op: p.Patchify, live: Arrays) -> np.ndarray:
 def _linear(program: p.Program, op: p.Linear, live: Arrays) -> np.ndarray:
     weight, grid = program.weights[op.weight], program.buffers[op.input].grid
     assert grid is not None
-    codes = live[op.input].astype(np.float64)
+    codes = live[op.input]
     out_features, in_features = len(weight.codes), codes.shape[-1]
     halves = in_features // weight.codes.shape[1]  # 2 for the two regions of QuantizeRegions, else 1
     weight_codes, scales = np.tile(weight.codes, (1, halves)), np.tile(weight.scale, (1, halves))
@@ -120,7 +127,7 @@ def _linear(program: p.Program, op: p.Linear, live: Arrays) -> np.ndarray:
     total = np.zeros((*codes.shape[:-1], out_features))
     for block in range(blocks):
         part = slice(block * width, (block + 1) * width)
-        acc = codes[..., part] @ weight_codes[:, part].astype(np.float64).T
+        acc = float_matmul(codes[..., part], weight_codes[:, part].T)
         weight_scale = scales[:, block * columns // blocks].astype(np.float64)
         input_scale = float(grid.scale[block * grid.groups // blocks])
         total += acc * (np.repeat(weight_scale, out_features // row_groups) * input_scale)
@@ -141,7 +148,7 @@ def _merge_heads(program: p.Program, op: p.MergeHeads, live: Arrays) -> np.ndarr
 
 
 def _query_key(program: p.Program, op: p.QueryKey, live: Arrays) -> np.ndarray:
-    acc = integer_matmul(live[op.query], live[op.key].swapaxes(-1, -2))
+    acc = float_matmul(live[op.query], live[op.key].swapaxes(-1, -2))
     factor = head_scale(program.buffers[op.query]) * head_scale(program.buffers[op.key]) * op.factor
     return (acc * factor).astype(np.float32)
 
@@ -161,10 +168,10 @@ def _attention_value(program: p.Program, op: p.AttentionValue, live: Arrays) -> 
     value_scale = head_scale(program.buffers[op.value])
     if attention.shape[-1] == value.shape[-2]:
         factor = head_scale(program.buffers[op.attention]) * value_scale
-        return (integer_matmul(attention, value) * factor).astype(np.float32)
+        return (float_matmul(attention, value) * factor).astype(np.float32)
     regions = program.buffers[op.attention].grid  # of QuantizeRegions: both halves multiply the same value
     assert regions is not None
-    low, high = (integer_matmul(half, value) for half in np.split(attention, 2, axis=-1))
+    low, high = (float_matmul(half, value) for half in np.split(attention, 2, axis=-1))
     total = low * float(regions.scale[0]) + high * float(regions.scale[1])
     return (total * value_scale).astype(np.float32)
 
