@@ -24,8 +24,15 @@ std::vector<T> copy(const Array<T>& array) {
   return std::vector<T>(array.data(), array.data() + array.size());
 }
 
+template <typename T>
+std::vector<int64_t> shape_of(const Array<T>& array) {
+  std::vector<int64_t> shape;
+  for (size_t i = 0; i < array.ndim(); ++i) shape.push_back(static_cast<int64_t>(array.shape(i)));
+  return shape;
+}
+
 Kind kind_of(const std::string& name) {
-  for (int k = 0; k <= static_cast<int>(Kind::kMeanTokens); ++k) {
+  for (int k = 0; k < kKinds; ++k) {
     if (name == kind_name(static_cast<Kind>(k))) return static_cast<Kind>(k);
   }
   throw ProgramError("op kind '" + name + "' is unknown");
@@ -51,10 +58,12 @@ class Builder {
     return static_cast<int>(program.weights.size()) - 1;
   }
   int constant(Array<float> values) {
-    std::vector<int64_t> shape;
-    for (size_t i = 0; i < values.ndim(); ++i) shape.push_back(static_cast<int64_t>(values.shape(i)));
-    program.constants.push_back({std::move(shape), copy(values)});
+    program.constants.push_back({shape_of(values), copy(values)});
     return static_cast<int>(program.constants.size()) - 1;
+  }
+  int integers(Array<int32_t> values) {
+    program.integers.push_back({shape_of(values), copy(values)});
+    return static_cast<int>(program.integers.size()) - 1;
   }
   void op(const std::string& kind, std::vector<int> inputs, int output, std::vector<int> tensors,
           std::vector<int64_t> integers, std::vector<double> reals) {
@@ -104,8 +113,10 @@ class PyEngine {
   using AnyArray = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
   static void match(const AnyArray& array, const Port& port, int64_t batch) {
-    const bool codes = port.buffer.grid.has_value();
-    const bool type = codes ? array.dtype() == nb::dtype<int16_t>() : array.dtype() == nb::dtype<float>();
+    const bool values = !port.buffer.grid, narrow = port.buffer.narrow();
+    const bool type = array.dtype() == (values   ? nb::dtype<float>()
+                                        : narrow ? nb::dtype<int16_t>()
+                                                 : nb::dtype<int32_t>());
     bool shape = array.ndim() == port.buffer.shape.size() + 1 && static_cast<int64_t>(array.shape(0)) == batch;
     for (size_t i = 0; shape && i < port.buffer.shape.size(); ++i) {
       shape = static_cast<int64_t>(array.shape(i + 1)) == port.buffer.shape[i];
@@ -156,6 +167,7 @@ NB_MODULE(_native, m) {
       .def("codes", &Builder::codes, "shape"_a, "bits"_a, "signed"_a, "scale"_a, "offset"_a, "axis"_a)
       .def("weight", &Builder::weight, "codes"_a, "bits"_a, "scale"_a)
       .def("constant", &Builder::constant, "values"_a)
+      .def("integers", &Builder::integers, "values"_a)
       .def("op", &Builder::op, "kind"_a, "inputs"_a, "output"_a, "tensors"_a, "integers"_a, "reals"_a);
   nb::class_<PyEngine>(m, "Engine")
       .def(nb::init<Builder&, std::vector<int>, std::vector<int>, int, const std::string&, bool>(), "builder"_a,

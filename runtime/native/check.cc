@@ -7,10 +7,39 @@
 namespace qvit {
 
 const char* kind_name(Kind kind) {
-  static const char* const names[] = {"Quantize",   "Patchify",    "Linear",         "SplitHeads",      "MergeHeads",
-                                      "QueryKey",   "Softmax",     "AttentionValue", "LayerNorm",       "Gelu",
-                                      "Add",        "Multiply",    "Tokens",         "WindowPartition", "WindowMerge",
-                                      "PatchMerge", "SelectToken", "MeanTokens"};
+  static const char* const names[] = {"Quantize",
+                                      "Patchify",
+                                      "Linear",
+                                      "SplitHeads",
+                                      "MergeHeads",
+                                      "QueryKey",
+                                      "Softmax",
+                                      "AttentionValue",
+                                      "LayerNorm",
+                                      "Gelu",
+                                      "Add",
+                                      "Multiply",
+                                      "Tokens",
+                                      "WindowPartition",
+                                      "WindowMerge",
+                                      "PatchMerge",
+                                      "SelectToken",
+                                      "MeanTokens",
+                                      "Dequantize",
+                                      "QuantizeRegions",
+                                      "LinearAccumulate",
+                                      "QueryKeyAccumulate",
+                                      "AttentionValueAccumulate",
+                                      "Requantize",
+                                      "AddRequantize",
+                                      "IntegerTokens",
+                                      "SumTokens",
+                                      "IntegerLayerNorm",
+                                      "ShiftGelu",
+                                      "Shiftmax",
+                                      "LogIntSoftmax",
+                                      "ShiftAttentionValue"};
+  static_assert(sizeof(names) / sizeof(names[0]) == kKinds);
   return names[static_cast<int>(kind)];
 }
 
@@ -35,10 +64,14 @@ void check_grid(const Buffer& buffer, const std::string& where) {
        "has a grid whose bits, scales and offsets differ in number");
   need(grid.axis >= 0 && grid.axis < buffer.rank(), where, "has a grid on an axis it lacks");
   need(buffer.shape[grid.axis] % grid.groups() == 0, where, "does not divide into equal groups");
+  const bool regions = !grid.is_signed && grid.groups() == 2;  // of two-scaled codes may have a single bit
   for (int g = 0; g < grid.groups(); ++g) {
-    need(grid.bits[g] >= 2 && grid.bits[g] <= 8, where, "has a grid of other than 2 to 8 bits");
+    need(grid.wide() ? grid.bits[g] == grid.bits[0] && (grid.bits[g] == 16 || grid.bits[g] == 32)
+                     : grid.bits[g] >= (regions ? 1 : 2) && grid.bits[g] <= 8,
+         where, "has a grid of other than 2 to 8 bits, all 16 or all 32");
     need(std::isfinite(grid.scale[g]) && grid.scale[g] > 0.0f, where, "has a scale that is not positive and finite");
     need(std::isfinite(grid.offset[g]), where, "has an offset that is not finite");
+    need(!grid.wide() || grid.is_signed, where, "has wide codes without a sign");
     need(!grid.is_signed || grid.offset[g] == 0.0f, where, "has an offset on a signed grid");
   }
 }
@@ -65,6 +98,18 @@ void check_weight(const Weight& w, const std::string& where) {
   }
 }
 
+// Constants and integers may be empty.
+void check_array(const Shape& shape, size_t size, const std::string& where) {
+  int64_t elements = 1;
+  need(!shape.empty() && shape.size() <= 5, where, "needs 1 to 5 axes");
+  for (int64_t length : shape) {
+    need(length >= 0 && length <= kMaxElements, where, "has a size out of range");
+    elements *= length;
+    need(elements <= kMaxElements, where, "is too large");
+  }
+  need(static_cast<int64_t>(size) == elements, where, "has data of another size");
+}
+
 }  // namespace
 
 void check(const Program& program) {
@@ -79,15 +124,11 @@ void check(const Program& program) {
   for (size_t i = 0; i < program.constants.size(); ++i) {
     const Constant& c = program.constants[i];
     const std::string where = "constant " + std::to_string(i);
-    int64_t elements = 1;
-    need(!c.shape.empty() && c.shape.size() <= 5, where, "needs 1 to 5 axes");
-    for (int64_t size : c.shape) {
-      need(size >= 0 && size <= kMaxElements, where, "has a size out of range");
-      elements *= size;
-      need(elements <= kMaxElements, where, "is too large");
-    }
-    need(static_cast<int64_t>(c.data.size()) == elements, where, "has data of another size");
+    check_array(c.shape, c.data.size(), where);
     for (float v : c.data) need(std::isfinite(v), where, "holds a number that is not finite");
+  }
+  for (size_t i = 0; i < program.integers.size(); ++i) {
+    check_array(program.integers[i].shape, program.integers[i].data.size(), "integers " + std::to_string(i));
   }
   std::vector<bool> written(buffers, false);
   need(!program.inputs.empty() && !program.outputs.empty(), "program", "has no input or no output");

@@ -1,16 +1,13 @@
-#include "check_ops.h"
-
 #include <cmath>
+
+#include "op_check.h"
 
 namespace qvit {
 namespace {
 
-using Shape = std::vector<int64_t>;
-
-class OpCheck {
+class ValueOpCheck : OpCheck {
  public:
-  OpCheck(const Program& program, const Op& op, std::string where)
-      : program_(program), op_(op), where_(std::move(where)) {}
+  using OpCheck::OpCheck;
 
   void run() {
     const size_t inputs =
@@ -66,17 +63,16 @@ class OpCheck {
       case Kind::kWindowMerge: windows(out(), in()); break;
       case Kind::kPatchMerge: {
         numbers(0, 0, 0);
-        values(in());
-        values(out());
         require(in().rank() == 3, "needs (rows, cols, channels)");
         const Shape& s = in().shape;
         shape({(s[0] + 1) / 2, (s[1] + 1) / 2, 4 * s[2]});
+        values_or_same_codes();
+        if (in().grid) one_group(in());
         break;
       }
       case Kind::kSelectToken:
         numbers(0, 1, 0);
-        values(in());
-        values(out());
+        values_or_same_codes();
         require(in().rank() == 2, "needs (tokens, channels)");
         require(op_.integers[0] >= 0 && op_.integers[0] < in().shape[0], "selects a token that does not exist");
         shape({in().last()});
@@ -89,48 +85,30 @@ class OpCheck {
         require(op_.integers[0] >= 0 && op_.integers[0] < in().rows(), "has no token to average");
         shape({in().last()});
         break;
+      default: require(false, "is of no kind that is checked here");
     }
   }
 
  private:
-  void require(bool condition, const char* what) const { need(condition, where_, what); }
-  const Buffer& in(int i = 0) const { return program_.buffers[op_.inputs[i]]; }
-  const Buffer& out() const { return program_.buffers[op_.output]; }
-  void values(const Buffer& b) const { require(!b.grid, "takes or makes values where the program has codes"); }
-  void codes(const Buffer& b) const {
-    require(b.grid.has_value(), "takes or makes codes where the program has values");
-  }
-  void shape(const Shape& expected) const { require(out().shape == expected, "has an output of another shape"); }
-  void same_shape() const { shape(in().shape); }
-
-  void numbers(size_t tensors, size_t integers, size_t reals) const {
-    require(op_.tensors.size() == tensors && op_.integers.size() == integers && op_.reals.size() == reals,
-            "has another number of parameters");
-  }
-  const Constant& tensor(int i) const {
-    require(op_.tensors[i] >= 0 && op_.tensors[i] < static_cast<int>(program_.constants.size()),
-            "names a constant that does not exist");
-    return program_.constants[op_.tensors[i]];
-  }
-  void constant(int i, const Shape& expected) const {
-    require(tensor(i).shape == expected, "has a constant of another shape");
-  }
-  // Codes that are only moved keep their meaning: as many groups, as wide, as signed.
-  void same_grid() const {
-    codes(in());
-    codes(out());
-    require(in().grid->bits == out().grid->bits && in().grid->is_signed == out().grid->is_signed,
-            "moves codes to a grid of other bits");
-  }
-  // One scale per head, or one for all: what a product over the last axis needs.
-  void head_grid(const Buffer& b) const {
-    codes(b);
-    require(b.grid->groups() == 1 || b.grid->axis == b.rank() - 3, "needs a grid of one group or one per head");
+  // Both sides values, or the same codes with groups along the last axis at most.
+  void values_or_same_codes() const {
+    if (!in().grid && !out().grid) return;
+    any_codes(in());
+    any_codes(out());
+    groups_along(in(), in().rank() - 1);
+    groups_along(out(), out().rank() - 1);
+    require(in().grid->groups() == out().grid->groups(), "moves codes to a grid of other groups");
+    same_codes(
+        in().grid->groups(), [](int64_t g) { return static_cast<int>(g); },
+        [](int64_t g) { return static_cast<int>(g); });
   }
 
   void patchify() const {
     numbers(0, 1, 0);
-    same_grid();
+    codes(in());
+    codes(out());
+    require(in().grid->bits == out().grid->bits && in().grid->is_signed == out().grid->is_signed,
+            "moves codes to a grid of other bits");
     const int64_t patch = op_.integers[0];
     require(in().rank() == 3 && patch >= 1, "needs (channels, rows, columns) and a patch of at least 1");
     const Shape& s = in().shape;
@@ -142,67 +120,70 @@ class OpCheck {
             "needs a grid of one group or one per channel");
   }
 
+  // An input of two regions (QuantizeRegions) is two planes of as many columns as the weight has inputs.
   void linear() const {
     numbers(2, 0, 0);
     codes(in());
     values(out());
-    require(op_.tensors[0] >= 0 && op_.tensors[0] < static_cast<int>(program_.weights.size()),
-            "names a weight that does not exist");
-    const Weight& w = program_.weights[op_.tensors[0]];
-    require(in().last() == w.in, "has inputs of another width than its weight");
+    const Weight& w = weight();
+    const int groups = in().grid->groups(), planes = in().last() == 2 * w.in ? 2 : 1;
+    require(in().last() == planes * w.in, "has inputs of another width than its weight");
+    require(planes == 1 || groups == 2, "has two planes of inputs that are not two regions");
     Shape expected = in().shape;
     expected.back() = w.out;
     shape(expected);
     constant(1, {w.out});
-    const int groups = in().grid->groups();
     require(groups == 1 || in().grid->axis == in().rank() - 1,
             "needs an input grid of one group or along its last axis");
-    const int blocks = groups > w.column_groups ? groups : w.column_groups;
-    require(blocks % groups == 0 && blocks % w.column_groups == 0 && w.in % blocks == 0,
+    const int columns = planes * w.column_groups, blocks = groups > columns ? groups : columns;
+    require(blocks % groups == 0 && blocks % columns == 0 && w.in % (blocks / planes) == 0,
             "has column groups that do not divide each other");
   }
 
   void split_heads() const {
     numbers(0, 2, 0);
-    values(in());
-    values(out());
     const int64_t part = op_.integers[0], parts = op_.integers[1];
     require(part >= 0 && part < parts && parts <= kMaxInputs, "has a part outside its parts");
     require(out().rank() >= 3 && in().rank() == out().rank() - 1, "needs (..., heads, tokens, width)");
     const int r = out().rank();
+    const int64_t heads = out().shape[r - 3], columns = in().last();
     Shape expected(in().shape.begin(), in().shape.end() - 2);
-    expected.insert(expected.end(), {out().shape[r - 3], in().shape[in().rank() - 2], out().shape[r - 1]});
+    expected.insert(expected.end(), {heads, in().shape[in().rank() - 2], out().shape[r - 1]});
     shape(expected);
-    require(in().last() == parts * out().shape[r - 3] * out().shape[r - 1], "does not divide into its parts");
+    require(columns == parts * heads * out().last(), "does not divide into its parts");
+    if (!in().grid && !out().grid) return;
+    any_codes(in());
+    any_codes(out());
+    groups_along(in(), in().rank() - 1);
+    head_groups(out());
+    same_codes(
+        columns / parts, [&](int64_t c) { return group_of(in(), part * columns / parts + c, columns); },
+        [&](int64_t c) { return group_of(out(), c, columns / parts); });
   }
 
   void merge_heads() const {
     numbers(0, 0, 0);
-    same_grid();
+    any_codes(in());
+    any_codes(out());
     const int r = in().rank();
     require(r >= 3, "needs (..., heads, tokens, width)");
     Shape expected(in().shape.begin(), in().shape.end() - 3);
     expected.insert(expected.end(), {in().shape[r - 2], in().shape[r - 3] * in().shape[r - 1]});
     shape(expected);
-    require(in().grid->groups() == 1 || (in().grid->axis == r - 3 && out().grid->axis == out().rank() - 1),
-            "needs a grid of one group or one per head");
+    head_groups(in());
+    groups_along(out(), out().rank() - 1);
+    same_codes(
+        out().last(), [&](int64_t c) { return group_of(in(), c, out().last()); },
+        [&](int64_t c) { return group_of(out(), c, out().last()); });
   }
 
   void query_key() const {
     numbers(0, 0, 1);
     require(std::isfinite(op_.reals[0]), "has a factor that is not finite");
-    const int r = in(0).rank();
-    require(r == 3 || r == 4, "needs (heads, tokens, width) with or without windows");
     head_grid(in(0));
     head_grid(in(1));
     values(out());
-    Shape expected = in(0).shape;
-    expected[r - 1] = in(1).rank() == r ? in(1).shape[r - 2] : -1;
-    shape(expected);
-    Shape keys = in(0).shape;
-    keys[r - 2] = expected[r - 1];
-    require(in(1).shape == keys, "has keys of another shape than its queries");
-    require(keys[r - 1] <= kMaxInputs, "has heads too wide for 32-bit sums");
+    shape(head_product(false));
   }
 
   void softmax() const {
@@ -222,21 +203,30 @@ class OpCheck {
     }
   }
 
+  // A map of two regions is two planes of as many columns as there are values.
   void attention_value() const {
     numbers(0, 0, 0);
+    values(out());
+    head_grid(in(1));
     const int r = in(0).rank();
     require(r == 3 || r == 4, "needs (heads, tokens, tokens) with or without windows");
-    head_grid(in(0));
-    head_grid(in(1));
-    values(out());
     require(in(1).rank() == r, "has values of another rank than its attention");
+    const int64_t tokens = in(1).shape[r - 2];
+    const int planes = in(0).last() == 2 * tokens ? 2 : 1;
+    if (planes == 2) {
+      codes(in(0));
+      require(in(0).grid->groups() == 2 && in(0).grid->axis == r - 1, "has two planes that are not two regions");
+    } else {
+      head_grid(in(0));
+    }
+    require(in(0).last() == planes * tokens, "has values of another shape than its attention");
+    require(in(0).last() <= kMaxInputs, "has too many tokens for 32-bit sums");
     Shape expected = in(0).shape;
-    expected[r - 1] = in(1).shape[r - 1];
+    expected[r - 1] = in(1).last();
     shape(expected);
     Shape value = expected;
-    value[r - 2] = in(0).shape[r - 1];
+    value[r - 2] = tokens;
     require(in(1).shape == value, "has values of another shape than its attention");
-    require(value[r - 2] <= kMaxInputs, "has too many tokens for 32-bit sums");
   }
 
   void tokens() const {
@@ -262,20 +252,15 @@ class OpCheck {
     const int64_t height = op_.integers[0], width = op_.integers[1];
     const int64_t down = (s[0] + height - 1) / height, across = (s[1] + width - 1) / width;
     require(cut.shape == Shape{down * across, height * width, s[2]}, "has windows of another shape");
-    if (in().grid || out().grid) {
-      same_grid();
-      require(in().grid->groups() == 1 || (in().grid->axis == in().rank() - 1 && out().grid->axis == out().rank() - 1),
-              "needs a grid of one group or along its last axis");
-    }
+    values_or_same_codes();
   }
-
-  const Program& program_;
-  const Op& op_;
-  std::string where_;
 };
 
 }  // namespace
 
-void check_op(const Program& program, const Op& op, const std::string& where) { OpCheck(program, op, where).run(); }
+void check_op(const Program& program, const Op& op, const std::string& where) {
+  if (op.kind >= Kind::kDequantize) return check_integer_op(program, op, where);
+  ValueOpCheck(program, op, where).run();
+}
 
 }  // namespace qvit

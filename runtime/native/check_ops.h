@@ -17,5 +17,6 @@ inline void need(bool condition, const std::string& where, const char* what) {
 }
 
 void check_op(const Program& program, const Op& op, const std::string& where);
+void check_integer_op(const Program& program, const Op& op, const std::string& where);  // check_integer.cc
 
 }  // namespace qvit

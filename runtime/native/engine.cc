@@ -132,6 +132,12 @@ void Engine::bind(Context& context, int arena, const Call& call, int64_t image) 
     }
     const Grid& grid = *port.buffer.grid;
     const int64_t inner = group_stride(port.buffer);
+    if (grid.wide()) {
+      const int32_t* from = static_cast<const int32_t*>(call.inputs[i]) + image * n;
+      int32_t* to = reinterpret_cast<int32_t*>(pointers[port.storage]);
+      for (int64_t k = 0; k < n; ++k) to[k] = std::clamp(from[k], grid.qmin(0), grid.qmax(0));
+      continue;
+    }
     const int16_t* from = static_cast<const int16_t*>(call.inputs[i]) + image * n;
     uint8_t* to = reinterpret_cast<uint8_t*>(pointers[port.storage]);
     for (int64_t k = 0; k < n; ++k) {
@@ -153,8 +159,9 @@ void Engine::finish(Context& context, int arena, const Call& call, int64_t image
     if (plan_.storages[port.storage].offset == kCallers) continue;
     const int64_t n = port.buffer.elements();
     const std::byte* from = context.pointers[arena][port.storage];
-    if (!port.buffer.grid) {
-      std::memcpy(static_cast<float*>(call.outputs[i]) + image * n, from, static_cast<size_t>(n) * sizeof(float));
+    if (!port.buffer.narrow()) {
+      const size_t bytes = static_cast<size_t>(n * port.buffer.element_bytes());
+      std::memcpy(static_cast<std::byte*>(call.outputs[i]) + static_cast<size_t>(image) * bytes, from, bytes);
       continue;
     }
     const Grid& grid = *port.buffer.grid;

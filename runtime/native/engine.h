@@ -34,7 +34,8 @@ class Engine {
 
   const Plan& plan() const { return plan_; }
 
-  // `inputs` and `outputs` point to `batch` images each, in the order of the plan's ports: float values or int16 codes.
+  // `inputs` and `outputs` point to `batch` images each, in the order of the plan's ports: float values, int16 codes or
+  // int32 wide codes.
   // With `times`, one entry per step is filled in.
   void run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
            std::vector<StepTime>* times);

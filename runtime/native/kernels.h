@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels_integer.h"
+
 namespace qvit {
 
 enum class Epilogue {
@@ -16,6 +18,10 @@ enum class Epilogue {
   kGelu,       // float out = gelu(v)
   kCodes,      // codes = clip(rint(v))                          the grid is folded into scale and bias
   kGeluCodes,  // codes = clip(rint(gelu(v) * grid_factor + grid_shift))
+  // Integer-only, of one block: s = acc + correction, the bias being part of the correction; see IntegerEpilogue.
+  kSums,           // s
+  kRequantize,     // clip(R(s))
+  kAddRequantize,  // clip(R(s) + R(residual))
 };
 
 // v[row][column] = sum over blocks of (acc + correction) * scale, plus bias; acc is exact. Layouts: see layout.h.
@@ -31,7 +37,7 @@ struct GemmArgs {
   int b_shift;                // added to every code of b (one block): what an unsigned operand lost to fit signed bytes
   const int16_t* runs;        // [panel][block]: quads before widening, 0 for the wide path
   const int32_t* correction;  // [block][column_stride]
-  const float* scale;         // [block][column_stride]
+  const float* scale;         // [block][column_stride]; neither scale nor bias where the epilogue is integer
   const float* bias;          // [column_stride]
   ptrdiff_t column_stride;    // readable to a whole panel, as are all per-column arrays
 
@@ -44,9 +50,13 @@ struct GemmArgs {
   const float* grid_factor;  // kGeluCodes
   const float* grid_shift;
 
+  IntegerEpilogue integer;  // kSums, kRequantize, kAddRequantize
+
   int chunk_rows;  // rows that go through all panels together: a multiple of kTileRows
   int16_t* wide;   // scratch: chunk_rows x wide_stride(inputs), for short runs
 };
+
+constexpr bool is_integer(Epilogue e) { return e >= Epilogue::kSums; }
 
 constexpr ptrdiff_t wide_stride(ptrdiff_t inputs) { return (inputs + 15) / 16 * 16 + 16; }
 
@@ -111,6 +121,7 @@ struct Kernels {
   void (*gelu)(const GeluArgs&);
   void (*pack_keys)(const PackArgs&);    // columns of B are the rows (tokens), inputs are the width
   void (*pack_values)(const PackArgs&);  // inputs of B are the rows (tokens), columns are the width
+  const IntegerKernels* integer;
 };
 
 extern const Kernels kScalarKernels;

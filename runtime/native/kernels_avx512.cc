@@ -8,6 +8,18 @@
 
 namespace qvit {
 
-const Kernels kAvx512Kernels = {"avx512vnni", gemm, quantize, layer_norm, softmax, gelu, pack_keys, pack_values};
+namespace {
+
+const IntegerKernels kIntegerKernels = {requantize,
+                                        scalar::layer_norm,
+                                        scalar::shiftmax,
+                                        scalar::log_int_softmax,
+                                        scalar::shift_attention_value,
+                                        scalar::quantize_regions};
+
+}  // namespace
+
+const Kernels kAvx512Kernels = {"avx512vnni", gemm,      quantize,    layer_norm,      softmax,
+                                gelu,         pack_keys, pack_values, &kIntegerKernels};
 
 }  // namespace qvit

@@ -47,10 +47,54 @@ void store(const GemmArgs& g, int row, int column, float v) {
     case Epilogue::kGeluCodes:
       g.codes[at] = to_code(gelu(v) * g.grid_factor[column] + g.grid_shift[column], g.levels[column]);
       break;
+    default: break;  // integer epilogues have gone another way
+  }
+}
+
+// Integer epilogues; sums wrap where correction and accumulator meet, and only there (see LinearAccumulateStep).
+void finish_integers(const GemmArgs& g, int row, int first, int valid, const int32_t* acc) {
+  int32_t sums[kPanel];
+  for (int c = 0; c < kPanel; ++c) {
+    sums[c] = static_cast<int32_t>(static_cast<uint32_t>(acc[c]) + static_cast<uint32_t>(g.correction[first + c]));
+  }
+  const ptrdiff_t at = row * g.out_stride + first;
+  const IntegerEpilogue& e = g.integer;
+  if (g.epilogue == Epilogue::kSums) {
+    for (int c = 0; c < valid; ++c) e.out.wide[at + c] = sums[c];
+    return;
+  }
+  RequantizeArgs r{};
+  r.left = {nullptr, sums};
+  r.left_scale = e.scale.from(first);
+  if (g.epilogue == Epilogue::kAddRequantize) {
+    r.right = {nullptr, e.residual + at};
+    r.right_scale = e.residual_scale.from(first);
+  }
+  r.clip = e.clip.from(first);
+  r.count = valid;
+  if (e.out.narrow != nullptr) {
+    r.out = {e.out.narrow + at, nullptr};
+  } else {
+    r.out = {nullptr, e.out.wide + at};
+  }
+  scalar::requantize(r);
+}
+
+void gemm_integers(const GemmArgs& g) {
+  const int quads = static_cast<int>(quads_of(g.block_width));
+  for (int first = 0; first < g.columns; first += kPanel) {
+    const int valid = g.columns - first < kPanel ? g.columns - first : kPanel;
+    for (int row = 0; row < g.rows; ++row) {
+      int32_t acc[kPanel];
+      dot_panel(g.a + row * g.a_stride, g.b + static_cast<ptrdiff_t>(first / kPanel) * quads * kQuadBytes, quads, acc);
+      if (g.b_shift != 0) add_shift(g, row, acc);
+      finish_integers(g, row, first, valid, acc);
+    }
   }
 }
 
 void gemm(const GemmArgs& g) {
+  if (is_integer(g.epilogue)) return gemm_integers(g);
   const int quads = static_cast<int>(quads_of(g.block_width));
   const int panels = static_cast<int>(panels_of(g.columns));
   for (int p = 0; p < panels; ++p) {
@@ -161,6 +205,7 @@ void pack_values(const PackArgs& p) {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", gemm, quantize, layer_norm, softmax, gelu_all, pack_keys, pack_values};
+const Kernels kScalarKernels = {
+    "scalar", gemm, quantize, layer_norm, softmax, gelu_all, pack_keys, pack_values, &kScalarIntegerKernels};
 
 }  // namespace qvit

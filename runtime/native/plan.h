@@ -33,7 +33,8 @@ struct Phase {
   int64_t first = 0, units = 1, task_units = 1, tasks = 1;
 };
 
-// What a caller fills or reads: values as they are, codes as int16. `place` where heads are columns of a wider matrix.
+// What a caller fills or reads: values as they are, codes as int16, wide ones as int32. `place` where heads are columns
+// of a wider matrix.
 struct Port {
   Buffer buffer;
   int storage = -1;

@@ -2,22 +2,21 @@
 
 #include <algorithm>
 
+#include "head_step.h"
 #include "step_rows.h"
 
 namespace qvit {
 namespace {
 
-// One of the two products, all heads: the arrays that a GemmArgs points to, per head and column.
-class HeadProduct {
+// The same with the epilogues that make values, or codes of values.
+class ValueProduct {
  public:
-  HeadProduct() = default;
-  HeadProduct(int64_t heads, int64_t inputs, int64_t columns, const Grid& left, const Grid& right, double factor,
-              const Grid* out)
-      : inputs_(inputs),
-        columns_(columns),
+  ValueProduct() = default;
+  ValueProduct(int64_t heads, int64_t inputs, int64_t columns, const Grid& left, const Grid& right, double factor,
+               const Grid* out)
+      : product_(heads, inputs, columns, left, right),
         padded_(panels_of(columns) * kPanel),
-        panels_bytes_(panels_bytes(inputs, columns)),
-        codes_(out != nullptr) {
+        epilogue_(out != nullptr ? Epilogue::kCodes : Epilogue::kValues) {
     for (int64_t h = 0; h < heads; ++h) {
       const int l = group_of(left, h, heads), r = group_of(right, h, heads);
       HeadGrid grid = {1.0f, 0.0f, 0.0f};
@@ -26,95 +25,37 @@ class HeadProduct {
       scale_.insert(scale_.end(), padded_, static_cast<float>(scale));
       bias_.insert(bias_.end(), padded_, grid.shift);
       levels_.insert(levels_.end(), padded_, grid.levels);
-      const int run = run_length(left.bits[l], right.bits[r]);
-      runs_.insert(runs_.end(), panels_of(columns), static_cast<int16_t>(run));
-      wide_ |= run <= 1;
-      b_shift_.push_back(b_shift_of(right, r));
     }
   }
 
-  size_t scratch_bytes() const { return wide_ ? sizeof(int16_t) * kChunkRows * wide_stride(inputs_) : 0; }
-  int64_t head_bytes() const { return packed_bytes(inputs_, columns_); }
-  bool codes() const { return codes_; }
+  size_t scratch_bytes() const { return product_.scratch_bytes(); }
+  int64_t head_bytes() const { return product_.head_bytes(); }
 
   GemmArgs args(int64_t head, const uint8_t* a, int64_t stride, int64_t rows, const int8_t* packed,
                 std::byte* scratch) const {
-    GemmArgs g{};
-    g.a = a;
-    g.a_stride = stride;
-    g.rows = static_cast<int>(rows);
-    g.b = packed;
-    g.columns = static_cast<int>(columns_);
-    g.blocks = 1;
-    g.block_width = static_cast<int>(inputs_);
-    g.b_shift = b_shift_[head];
-    g.runs = runs_.data() + head * panels_of(columns_);
-    g.correction = reinterpret_cast<const int32_t*>(packed + panels_bytes_);
+    GemmArgs g = product_.args(head, a, stride, rows, packed, scratch);
     g.scale = scale_.data() + head * padded_;
     g.bias = bias_.data() + head * padded_;
-    g.column_stride = padded_;
     g.levels = levels_.data() + head * padded_;
-    g.epilogue = codes_ ? Epilogue::kCodes : Epilogue::kValues;
-    g.chunk_rows = kChunkRows;
-    g.wide = reinterpret_cast<int16_t*>(scratch);
+    g.epilogue = epilogue_;
     return g;
   }
 
  private:
-  int64_t inputs_ = 0, columns_ = 0, padded_ = 0, panels_bytes_ = 0;
-  bool codes_ = false, wide_ = false;
+  HeadProduct product_;
+  int64_t padded_ = 0;
+  Epilogue epilogue_ = Epilogue::kValues;
   std::vector<float> scale_, bias_, levels_;
-  std::vector<int16_t> runs_;
-  std::vector<int> b_shift_;
 };
 
-// Units are (window, head, block of query rows), so that single large heads are divided among threads too.
-class HeadStep : public Step {
- protected:
-  static constexpr int64_t kBlockRows = 30;
-
-  explicit HeadStep(const HeadShape& shape) : shape_(shape), tokens_(shape.tokens) {
-    const int64_t wanted = (shape.tokens + kBlockRows - 1) / kBlockRows;
-    block_rows_ = round_up((shape.tokens + wanted - 1) / wanted, kTileRows);
-    blocks_ = (shape.tokens + block_rows_ - 1) / block_rows_;
-    units = shape.windows * shape.heads * blocks_;
-    unit_cost = static_cast<double>(block_rows_ * shape.keys * (shape.width + 20));
+void put(GemmArgs& g, const Frame& frame, const HeadPlace& out, int64_t at) {
+  if (g.epilogue == Epilogue::kCodes) {
+    g.codes = frame.at<uint8_t>(out.storage) + at;
+  } else {
+    g.out = frame.at<float>(out.storage) + at;
   }
-  // Rows of the (windows x tokens) output become blocks of queries; with many windows, all of them are run.
-  std::vector<RowRange> narrow(RowRange rows) override {
-    std::vector<RowRange> needs(reads.size(), kAllRows);
-    if (rows == kAllRows || shape_.windows > 1 || !rows_of_output_) return needs;
-    first_row_ = rows.begin;
-    tokens_ = rows.end;
-    blocks_ = (rows.end - rows.begin + block_rows_ - 1) / block_rows_;
-    units = shape_.heads * blocks_;
-    return needs;  // queries, keys and values are columns of one storage: all of it
-  }
-
-  struct Rows {
-    int64_t window, head, begin, end;
-  };
-  Rows rows_of(int64_t unit) const {
-    const int64_t block = unit % blocks_, which = unit / blocks_;
-    return {which / shape_.heads, which % shape_.heads, first_row_ + block * block_rows_,
-            std::min(tokens_, first_row_ + (block + 1) * block_rows_)};
-  }
-  int64_t packed_at(const Rows& r, int64_t head_bytes) const { return (r.window * shape_.heads + r.head) * head_bytes; }
-
-  void put(GemmArgs& g, const Frame& frame, const HeadPlace& out, const Rows& r, int64_t row) const {
-    const int64_t at = out.at(r.window, r.head, row);
-    if (g.epilogue == Epilogue::kCodes) {
-      g.codes = frame.at<uint8_t>(out.storage) + at;
-    } else {
-      g.out = frame.at<float>(out.storage) + at;
-    }
-    g.out_stride = out.row_stride;
-  }
-
-  HeadShape shape_;
-  int64_t block_rows_, blocks_, first_row_ = 0, tokens_;
-  bool rows_of_output_ = false;  // the output's rows are tokens: merged heads
-};
+  g.out_stride = out.row_stride;
+}
 
 class AttentionStep final : public HeadStep {
  public:
@@ -168,7 +109,7 @@ class AttentionStep final : public HeadStep {
         kernels_.softmax(s);
 
         GemmArgs second = product_.args(r.head, codes, row_, rows, values, wide);
-        put(second, frame, output_, r, row);
+        put(second, frame, output_, output_.at(r.window, r.head, row));
         kernels_.gemm(second);
       }
     }
@@ -178,7 +119,7 @@ class AttentionStep final : public HeadStep {
   const Kernels& kernels_;
   HeadPlace query_, output_;
   int keys_, values_;
-  HeadProduct scores_, product_;
+  ValueProduct scores_, product_;
   std::vector<HeadGrid> grids_;
   std::vector<float> bias_, mask_;
   int64_t row_ = 0;
@@ -205,7 +146,7 @@ class QueryKeyStep final : public HeadStep {
       const int8_t* keys = frame.at<int8_t>(keys_) + packed_at(r, scores_.head_bytes());
       const uint8_t* q = frame.at<uint8_t>(query_.storage) + query_.at(r.window, r.head, r.begin);
       GemmArgs g = scores_.args(r.head, q, query_.row_stride, r.end - r.begin, keys, scratch);
-      put(g, frame, output_, r, r.begin);
+      put(g, frame, output_, output_.at(r.window, r.head, r.begin));
       kernels_.gemm(g);
     }
   }
@@ -214,19 +155,22 @@ class QueryKeyStep final : public HeadStep {
   const Kernels& kernels_;
   HeadPlace query_, output_;
   int keys_;
-  HeadProduct scores_;
+  ValueProduct scores_;
 };
 
+// An attention map of two regions (QuantizeRegions) is two planes of `keys` columns: the second product adds to the
+// first.
 class AttentionValueStep final : public HeadStep {
  public:
   AttentionValueStep(const Kernels& kernels, const AttentionParts& p, int attention)
-      : HeadStep(p.shape),
-        kernels_(kernels),
-        attention_(dense_heads(attention, p.shape.heads, p.shape.tokens, p.shape.keys)),
-        output_(p.output),
-        values_(p.values),
-        product_(p.shape.heads, p.shape.keys, p.shape.width, *p.attention_grid, *p.value_grid, 1.0, p.output_grid) {
-    scratch_bytes = product_.scratch_bytes();
+      : HeadStep(p.shape), kernels_(kernels), output_(p.output), values_(p.values) {
+    const Grid& grid = *p.attention_grid;
+    for (int plane = 0; plane < p.planes; ++plane) {
+      const Grid one = p.planes == 1 ? grid : grid.group(plane);
+      products_.emplace_back(p.shape.heads, p.shape.keys, p.shape.width, one, *p.value_grid, 1.0, p.output_grid);
+      scratch_bytes = std::max(scratch_bytes, products_.back().scratch_bytes());
+    }
+    attention_ = dense_heads(attention, p.shape.heads, p.shape.tokens, p.planes * p.shape.keys);
     reads = {attention, values_};
     writes = {output_.storage};
   }
@@ -234,11 +178,18 @@ class AttentionValueStep final : public HeadStep {
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const override {
     for (int64_t unit = begin; unit < end; ++unit) {
       const Rows r = rows_of(unit);
-      const int8_t* values = frame.at<int8_t>(values_) + packed_at(r, product_.head_bytes());
+      const int8_t* values = frame.at<int8_t>(values_) + packed_at(r, products_[0].head_bytes());
       const uint8_t* a = frame.at<uint8_t>(attention_.storage) + attention_.at(r.window, r.head, r.begin);
-      GemmArgs g = product_.args(r.head, a, attention_.row_stride, r.end - r.begin, values, scratch);
-      put(g, frame, output_, r, r.begin);
-      kernels_.gemm(g);
+      for (const ValueProduct& product : products_) {
+        GemmArgs g = product.args(r.head, a, attention_.row_stride, r.end - r.begin, values, scratch);
+        put(g, frame, output_, output_.at(r.window, r.head, r.begin));
+        if (&product != &products_[0]) {
+          g.epilogue = Epilogue::kAdd;
+          g.residual = g.out;
+        }
+        kernels_.gemm(g);
+        a += shape_.keys;
+      }
     }
   }
 
@@ -246,7 +197,7 @@ class AttentionValueStep final : public HeadStep {
   const Kernels& kernels_;
   HeadPlace attention_, output_;
   int values_;
-  HeadProduct product_;
+  std::vector<ValueProduct> products_;
 };
 
 }  // namespace

@@ -20,6 +20,7 @@ struct AttentionParts {
   double factor;
   const Constant *bias, *mask;  // of the softmax, may be null
   const Grid *attention_grid, *value_grid;
+  int planes = 1;           // 2: the map has two regions, see QuantizeRegions; then there is no output grid
   const Grid* output_grid;  // null: values
   HeadPlace query, output;
   int keys, values;  // storages written by make_pack

@@ -14,6 +14,17 @@ class MoveStep : public Step {
   int from_, to_;
 };
 
+// A row of a buffer (its last axis) that stands for zero: values and wide codes 0, narrow codes stored as -qmin.
+std::vector<uint8_t> zeros(const Buffer& b) {
+  std::vector<uint8_t> row(static_cast<size_t>(b.last() * b.element_bytes()), 0);
+  if (!b.narrow()) return row;
+  for (int64_t c = 0; c < b.last(); ++c) {
+    const int group = static_cast<int>(c * b.grid->groups() / b.last());
+    row[static_cast<size_t>(c)] = static_cast<uint8_t>(-b.grid->qmin(group));
+  }
+  return row;
+}
+
 // Rows of the output are (patch row, patch column); inside one: channel, row, column.
 class PatchifyStep final : public MoveStep {
  public:
@@ -48,6 +59,7 @@ class SplitHeadsStep final : public MoveStep {
     heads_ = out.shape[r - 3];
     tokens_ = out.shape[r - 2];
     dim_ = out.shape[r - 1];
+    bytes_ = out.element_bytes();
     width_ = in.last();
     column_ = part * heads_ * dim_;
     units = out.rows();
@@ -56,17 +68,17 @@ class SplitHeadsStep final : public MoveStep {
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte*) const override {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t token = unit % tokens_, head = unit / tokens_ % heads_, window = unit / (tokens_ * heads_);
-      std::memcpy(frame.at<float>(to_) + unit * dim_,
-                  frame.at<float>(from_) + (window * tokens_ + token) * width_ + column_ + head * dim_,
-                  static_cast<size_t>(dim_) * sizeof(float));
+      const int64_t from = (window * tokens_ + token) * width_ + column_ + head * dim_;
+      std::memcpy(frame.at<std::byte>(to_) + unit * dim_ * bytes_, frame.at<std::byte>(from_) + from * bytes_,
+                  static_cast<size_t>(dim_ * bytes_));
     }
   }
 
  private:
-  int64_t heads_, tokens_, dim_, width_, column_;
+  int64_t heads_, tokens_, dim_, bytes_, width_, column_;
 };
 
-// codes (windows, H, N, d) -> (windows, N, H * d)
+// (windows, H, N, d) -> (windows, N, H * d)
 class MergeHeadsStep final : public MoveStep {
  public:
   MergeHeadsStep(const Buffer& in, int from, int to) : MoveStep(from, to) {
@@ -74,19 +86,20 @@ class MergeHeadsStep final : public MoveStep {
     heads_ = in.shape[r - 3];
     tokens_ = in.shape[r - 2];
     dim_ = in.shape[r - 1];
+    bytes_ = dim_ * in.element_bytes();
     units = in.rows();
     unit_cost = static_cast<double>(dim_);
   }
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte*) const override {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t token = unit % tokens_, head = unit / tokens_ % heads_, window = unit / (tokens_ * heads_);
-      std::memcpy(frame.at<uint8_t>(to_) + ((window * tokens_ + token) * heads_ + head) * dim_,
-                  frame.at<uint8_t>(from_) + unit * dim_, static_cast<size_t>(dim_));
+      std::memcpy(frame.at<std::byte>(to_) + ((window * tokens_ + token) * heads_ + head) * bytes_,
+                  frame.at<std::byte>(from_) + unit * bytes_, static_cast<size_t>(bytes_));
     }
   }
 
  private:
-  int64_t heads_, tokens_, dim_;
+  int64_t heads_, tokens_, dim_, bytes_;
 };
 
 class TokensStep final : public MoveStep {
@@ -124,15 +137,9 @@ class WindowStep final : public MoveStep {
   WindowStep(const Buffer& image, const Windowing& w, bool merge, int from, int to)
       : MoveStep(from, to), rows_(image.shape[0]), columns_(image.shape[1]), w_(w), merge_(merge) {
     across_ = (columns_ + w.window[1] - 1) / w.window[1];
-    const int64_t channels = image.shape[2], element = image.grid ? 1 : static_cast<int64_t>(sizeof(float));
-    bytes_ = channels * element;
-    padding_.assign(static_cast<size_t>(bytes_), 0);  // values: zero; codes: the stored form of code 0, -qmin
-    if (image.grid) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const int group = static_cast<int>(c * image.grid->groups() / channels);
-        padding_[static_cast<size_t>(c)] = static_cast<uint8_t>(-image.grid->qmin(group));
-      }
-    }
+    const int64_t channels = image.shape[2];
+    padding_ = zeros(image);
+    bytes_ = static_cast<int64_t>(padding_.size());
     const int64_t down = (rows_ + w.window[0] - 1) / w.window[0];
     units = down * across_ * w.window[0] * w.window[1];
     unit_cost = static_cast<double>(channels);
@@ -165,42 +172,40 @@ class WindowStep final : public MoveStep {
 class PatchMergeStep final : public MoveStep {
  public:
   PatchMergeStep(const Buffer& in, int from, int to)
-      : MoveStep(from, to), rows_(in.shape[0]), columns_(in.shape[1]), channels_(in.shape[2]) {
+      : MoveStep(from, to), rows_(in.shape[0]), columns_(in.shape[1]), padding_(zeros(in)) {
     out_columns_ = (columns_ + 1) / 2;
     units = (rows_ + 1) / 2 * out_columns_;
-    unit_cost = static_cast<double>(4 * channels_);
+    unit_cost = static_cast<double>(4 * in.shape[2]);
   }
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte*) const override {
-    const size_t bytes = static_cast<size_t>(channels_) * sizeof(float);
+    const int64_t bytes = static_cast<int64_t>(padding_.size());
     for (int64_t unit = begin; unit < end; ++unit) {
       for (int64_t part = 0; part < 4; ++part) {  // (0, 0), (1, 0), (0, 1), (1, 1)
         const int64_t row = unit / out_columns_ * 2 + part % 2, column = unit % out_columns_ * 2 + part / 2;
-        float* out = frame.at<float>(to_) + (unit * 4 + part) * channels_;
-        if (row < rows_ && column < columns_) {
-          std::memcpy(out, frame.at<float>(from_) + (row * columns_ + column) * channels_, bytes);
-        } else {
-          std::memset(out, 0, bytes);
-        }
+        const bool inside = row < rows_ && column < columns_;
+        const std::byte* in = frame.at<std::byte>(from_) + (row * columns_ + column) * bytes;
+        std::memcpy(frame.at<std::byte>(to_) + (unit * 4 + part) * bytes,
+                    inside ? static_cast<const void*>(in) : padding_.data(), padding_.size());
       }
     }
   }
 
  private:
-  int64_t rows_, columns_, channels_, out_columns_ = 0;
+  int64_t rows_, columns_, out_columns_ = 0;
+  std::vector<uint8_t> padding_;
 };
 
 class SelectTokenStep final : public MoveStep {
  public:
   SelectTokenStep(const Buffer& in, int64_t index, int from, int to)
-      : MoveStep(from, to), channels_(in.last()), index_(index) {}
+      : MoveStep(from, to), bytes_(in.last() * in.element_bytes()), index_(index) {}
   std::vector<RowRange> narrow(RowRange) override { return {{index_, index_ + 1}}; }
   void run(const Frame& frame, int64_t, int64_t, std::byte*) const override {
-    std::memcpy(frame.at<float>(to_), frame.at<float>(from_) + index_ * channels_,
-                static_cast<size_t>(channels_) * sizeof(float));
+    std::memcpy(frame.at<std::byte>(to_), frame.at<std::byte>(from_) + index_ * bytes_, static_cast<size_t>(bytes_));
   }
 
  private:
-  int64_t channels_, index_;
+  int64_t bytes_, index_;
 };
 
 // In float64 like the interpreter, token by token: tens of thousands of additions, once an image.

@@ -7,6 +7,7 @@ wrong there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ def bare_program(
     buffers: list[p.Buffer],
     weights: dict[str, p.Weight] | None = None,
     constants: dict[str, np.ndarray] | None = None,
+    integers: dict[str, np.ndarray] | None = None,
 ) -> p.Program:
     """A fragment: whatever `Runner` and the interpreter's ops need, not a whole network."""
     named = {b.name: b for b in buffers}
@@ -44,6 +46,7 @@ def bare_program(
         weights or {},
         constants or {},
         p.Preprocess((1, 1)),
+        integers=integers or {},
     )
 
 
@@ -51,8 +54,21 @@ def run_native(
     program: p.Program, inputs: dict[str, np.ndarray], path: str = "", fuse: bool = True, threads: int = 1
 ) -> np.ndarray:
     """The program's output from these inputs, codes as int16."""
-    runner = Runner(program, program.ops, list(inputs), [program.output], threads, path, fuse)
-    return runner(list(inputs.values()))[0]
+    return run_ops(program, program.ops, inputs, [program.output], path, fuse, threads)[0]
+
+
+def run_ops(
+    program: p.Program,
+    ops: Sequence[p.Op],
+    inputs: dict[str, np.ndarray],
+    outputs: list[str],
+    path: str = "",
+    fuse: bool = True,
+    threads: int = 1,
+) -> list[np.ndarray]:
+    """Some ops of a program on the interpreter's arrays: 32-bit codes, which numpy keeps in int64, fit int32."""
+    arrays = [array.astype(np.int32) if array.dtype == np.int64 else array for array in inputs.values()]
+    return Runner(program, ops, list(inputs), outputs, threads, path, fuse)(arrays)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "gemm_integer.h"
 #include "math.h"
 #include "tile.h"
 
@@ -129,9 +130,18 @@ inline void one_tile(const GemmArgs& g, const Tile& t, const int8_t* b, const in
   if (g.blocks == 1) {
     tile_sums(g, t, b, runs[0], 0, quads, acc);
     if (g.b_shift != 0) add_shift(g, t, acc);
-    finish_tile<kEpilogue, true>(g, t, acc, nullptr);
+    if constexpr (qvit::is_integer(kEpilogue)) {
+      if (g.integer.out.narrow != nullptr) {
+        finish_integers<kEpilogue, true>(g, t.row, t.rows, t.column, t.valid, acc);
+      } else {
+        finish_integers<kEpilogue, false>(g, t.row, t.rows, t.column, t.valid, acc);
+      }
+    } else {
+      finish_tile<kEpilogue, true>(g, t, acc, nullptr);
+    }
     return;
   }
+  if constexpr (qvit::is_integer(kEpilogue)) return;  // of one block only
   alignas(32) float partial[kTileRows * kPanel];
   const Columns bias(g.bias + t.column);
   for (int r = 0; r < kTileRows; ++r) {
@@ -189,6 +199,9 @@ void gemm(const GemmArgs& g) {
     case Epilogue::kGelu: gemm_with<Epilogue::kGelu>(g); break;
     case Epilogue::kCodes: gemm_with<Epilogue::kCodes>(g); break;
     case Epilogue::kGeluCodes: gemm_with<Epilogue::kGeluCodes>(g); break;
+    case Epilogue::kSums: gemm_with<Epilogue::kSums>(g); break;
+    case Epilogue::kRequantize: gemm_with<Epilogue::kRequantize>(g); break;
+    case Epilogue::kAddRequantize: gemm_with<Epilogue::kAddRequantize>(g); break;
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "gemm_integer.h"
 #include "math.h"
 #include "tile.h"
 
@@ -183,6 +184,17 @@ inline void one_tile(const GemmArgs& g, const Tile& t, int quads) {
     tile_sums(a + static_cast<ptrdiff_t>(block) * g.block_width, g.a_stride, t.rows, b + block * block_bytes,
               panel_bytes, t.panels, quads, g.correction + at, sums);
     if (g.b_shift != 0) add_shift(g, t, sums);
+    if constexpr (qvit::is_integer(kEpilogue)) {  // of one block
+      for (int p = 0; p < t.panels; ++p) {
+        const ptrdiff_t first = column + p * kPanel;
+        if (g.integer.out.narrow != nullptr) {
+          finish_integers<kEpilogue, true>(g, t.row, t.rows, first, sums + p * kPanel, kRowSums);
+        } else {
+          finish_integers<kEpilogue, false>(g, t.row, t.rows, first, sums + p * kPanel, kRowSums);
+        }
+      }
+      return;
+    }
     const bool last = block + 1 == g.blocks;
     const FromBias bias = {g.bias + column};
     const FromPartial before = {partial};
@@ -222,6 +234,9 @@ void gemm(const GemmArgs& g) {
     case Epilogue::kGelu: gemm_with<Epilogue::kGelu>(g); break;
     case Epilogue::kCodes: gemm_with<Epilogue::kCodes>(g); break;
     case Epilogue::kGeluCodes: gemm_with<Epilogue::kGeluCodes>(g); break;
+    case Epilogue::kSums: gemm_with<Epilogue::kSums>(g); break;
+    case Epilogue::kRequantize: gemm_with<Epilogue::kRequantize>(g); break;
+    case Epilogue::kAddRequantize: gemm_with<Epilogue::kAddRequantize>(g); break;
   }
 }
 

@@ -1,6 +1,6 @@
 """Engine: a Program run by the native code, on float32 images.
 
-The C++ side knows buffers, weights and constants by number and parses nothing; this file does the numbering. The
+The C++ side knows buffers, weights, constants and integers by number and parses nothing; this file does the numbering. The
 extension is imported on first use, so that everything else in the package works where it is not built.
 
   engine = Engine(program, threads=2)
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from . import integer_ops as i
 from . import program as p
 from .interpreter import inputs_of
 
@@ -102,7 +103,7 @@ class Engine:
 class Runner:
     """Any run of consecutive ops of a program, with any of its buffers as inputs and outputs: what tests slice.
 
-    Values are float32, codes int16, both with a leading batch axis.
+    Values are float32, codes int16, wide codes int32, all with a leading batch axis.
     """
 
     def __init__(
@@ -147,11 +148,11 @@ class Runner:
         return [StepTime(name, tuple(ops), seconds) for name, ops, seconds in times]
 
     def _empty(self, batch: int) -> list[np.ndarray]:
-        return [np.empty((batch, *b.shape), np.float32 if b.grid is None else np.int16) for b in self._outputs]
+        return [np.empty((batch, *b.shape), _dtype(b)) for b in self._outputs]
 
 
 class _Numbering:
-    """Names to numbers, each buffer, weight and constant handed over once, when an op first names it."""
+    """Names to numbers, each buffer, weight and array handed over once, when an op first names it."""
 
     def __init__(self, builder: Any, program: p.Program) -> None:
         self.builder = builder
@@ -189,6 +190,15 @@ class _Numbering:
             self._numbers[key] = self.builder.constant(_array(self._program.constants[name]))
         return self._numbers[key]
 
+    def integers(self, name: str) -> int:
+        if not name:
+            return -1
+        key = ("integers", name)
+        if key not in self._numbers:
+            array = np.ascontiguousarray(self._program.integers[name], np.int32)
+            self._numbers[key] = self.builder.integers(array)
+        return self._numbers[key]
+
     def op(self, op: p.Op) -> None:
         tensors, integers, reals = self._parameters(op)
         inputs = [self.buffer(name) for name in inputs_of(op)]
@@ -219,7 +229,41 @@ class _Numbering:
             case p.MeanTokens():
                 return [], [op.start], []
             case _:
+                return self._integer_parameters(op)
+
+    def _integer_parameters(self, op: p.Op) -> Parameters:
+        """Of the ops in `integer_ops`, and of those without any."""
+        match op:
+            case i.LinearAccumulate():
+                return [self.weight(op.weight), self.integers(op.bias)], [], []
+            case i.Requantize():
+                return [self.integers(op.multiplier), self.integers(op.shift)], [], []
+            case i.AddRequantize():
+                names = (op.left_multiplier, op.left_shift, op.right_multiplier, op.right_shift)
+                return [self.integers(name) for name in names], [], []
+            case i.IntegerTokens():
+                names = (op.prefix, op.position, op.multiplier, op.shift)
+                return [self.integers(name) for name in names], [], []
+            case i.SumTokens():
+                return [], [op.start], []
+            case i.IntegerLayerNorm():
+                names = (op.multiplier, op.bias, op.exponent)
+                return [self.integers(name) for name in names], [op.shift, op.zero], []
+            case i.ShiftGelu():
+                return [], [op.unit, op.fraction], []
+            case i.Shiftmax():
+                return [self.integers(op.bias), self.integers(op.mask)], [op.unit, op.fraction], []
+            case i.LogIntSoftmax():
+                return [self.integers(op.bias), self.integers(op.mask)], [op.ln2, op.linear, op.constant], []
+            case _:
                 return [], [], []
+
+
+def _dtype(buffer: p.Buffer) -> type[np.generic]:
+    """How the engine hands over a buffer; 32-bit codes fit int32, unlike the sums on the way to them in numpy."""
+    if buffer.grid is None:
+        return np.float32
+    return np.int16 if max(buffer.grid.bits) <= p.MAX_BITS else np.int32
 
 
 def _array(values: np.ndarray) -> np.ndarray:

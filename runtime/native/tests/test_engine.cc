@@ -1,0 +1,54 @@
+// Whole plans: threads, callers and fusion change nothing that they should not.
+#include <atomic>
+#include <cmath>
+#include <thread>
+
+#include "engine.h"
+#include "programs.h"
+#include "testing.h"
+
+namespace qvit {
+namespace {
+
+std::vector<float> run(Engine& engine, const std::vector<float>& images, int64_t batch) {
+  std::vector<float> out(images.size());
+  engine.run(batch, {images.data()}, {out.data()}, nullptr);
+  return out;
+}
+
+}  // namespace
+
+void test_engine() {
+  for (int tokens : {1, 13, 50}) {
+    for (int bits : {3, 8}) {
+      const Program program = block_program(tokens, 3, 20, bits);
+      const int64_t batch = 5;
+      std::vector<float> images(static_cast<size_t>(batch * program.buffers[0].elements()));
+      for (float& f : images) f = real(1.0f);
+      for (const Kernels* kernels : paths()) {
+        Engine single(program, *kernels, 1, true), plain(program, *kernels, 1, false);
+        const std::vector<float> expected = run(single, images, batch);
+        const std::vector<float> unfused = run(plain, images, batch);
+        double error = 0.0;
+        for (size_t i = 0; i < expected.size(); ++i) error += std::fabs(expected[i] - unfused[i]);
+        CHECK(error / static_cast<double>(expected.size()) < 0.01);  // a near tie here or there
+        for (int threads : {2, 3}) {
+          Engine engine(program, *kernels, threads, true);
+          CHECK(run(engine, images, batch) == expected);
+          std::vector<std::thread> callers;
+          std::atomic<int> wrong{0};
+          for (int i = 0; i < 3; ++i) {
+            callers.emplace_back([&] {
+              for (int k = 0; k < 3; ++k)
+                wrong += run(engine, images, batch) != expected || run(single, images, batch) != expected;
+            });
+          }
+          for (std::thread& caller : callers) caller.join();
+          CHECK(wrong == 0);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace qvit
