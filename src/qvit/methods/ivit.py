@@ -12,8 +12,8 @@ work. The forward pass of the module *is* the program: its logits in eval mode a
 
 Differences from the authors' code: rounding needs no float (half rounds up, theirs half to even in float64); scales are
 fixed after calibration (theirs follow a moving average, in evaluation too); scales of exponentials have whole units
-(`ivit_layers`); square roots are exact; LayerNorm's beta is trained. Learned relative to the published recipe: nothing, its
-learning rate of 1e-6 is `fit`'s to set.
+(`ivit_layers`); square roots are exact; LayerNorm's beta is trained; the scales of codes of up to 8 bits are least-squares ones (theirs
+min-max). The published recipe trains with AdamW at a learning rate of 1e-6, 30 to 90 epochs; that is `fit`'s to set.
 """
 
 from __future__ import annotations

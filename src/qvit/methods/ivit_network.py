@@ -152,8 +152,8 @@ class SwinBlock(nn.Module):
         self.attn = SelfAttention(source.attn, weight_bits, bits)
         self.mlp = FeedForward(source.mlp, weight_bits, bits)
         self.attended, self.output = Grid(STREAM_BITS), Grid(STREAM_BITS)
-        self.window: Pair = tuple(source.window_size)  # type: ignore[assignment, arg-type]
-        self.shift: Pair = tuple(source.shift_size)  # type: ignore[assignment, arg-type]
+        self.window: Pair = tuple(source.window_size)  # type: ignore[assignment]
+        self.shift: Pair = tuple(source.shift_size)  # type: ignore[assignment]
         self.size: Pair = tuple(source.input_resolution)  # type: ignore[assignment, arg-type]
         mask = source.get_attn_mask(device=source.attn.proj.weight.device, dtype=torch.float32)
         self.register_buffer("mask", mask, persistent=False)
