@@ -11,9 +11,9 @@ residual stream has 16 bits. `qvit_runtime.integer_ops` states the arithmetic; `
 work. The forward pass of the module *is* the program: its logits in eval mode and in training are those of the interpreter.
 
 Differences from the authors' code: rounding needs no float (half rounds up, theirs half to even in float64); scales are
-fixed after calibration (theirs follow a moving average, in evaluation too); scales of exponentials have whole units
-(`ivit_layers`); square roots are exact; LayerNorm's beta is trained; the scales of codes of up to 8 bits are least-squares ones (theirs
-min-max). The published recipe trains with AdamW at a learning rate of 1e-6, 30 to 90 epochs; that is `fit`'s to set.
+fixed after calibration (theirs follow a moving average, in evaluation too), least-squares ones up to 8 bits (theirs
+min-max), and those of exponentials have whole units (`ivit_layers`); square roots are exact; LayerNorm's beta is trained.
+The published recipe trains with AdamW at a learning rate of 1e-6, 30 to 90 epochs; that is `fit`'s to set.
 """
 
 from __future__ import annotations
