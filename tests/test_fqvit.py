@@ -107,8 +107,9 @@ def test_log2_codes_by_python_integers(bits: int) -> None:
             q, r = d // numbers.ln2, -(d % numbers.ln2)
             e.append((r * (r + numbers.linear) + numbers.constant) << (30 - q))
         for mine, code in zip(e, codes, strict=True):
-            f = (sum(e) // mine).bit_length() - 1
-            assert code == min(f + (2 * sum(e) >= 3 * 2**f * mine), 2**bits - 1)
+            ratio = (2 * sum(e) + mine) // (2 * mine)
+            f = ratio.bit_length() - 1
+            assert code == min(f + (2 * ratio >= 3 * 2**f), 2**bits - 1)
 
 
 @pytest.mark.parametrize(("others", "code"), [(1, 1), (2, 2), (5, 3), (10, 3), (11, 4), (22, 4), (23, 5)])
