@@ -89,7 +89,7 @@ def _chart() -> dict[str, Any]:
         .encode(
             x=x,
             x2="end:Q",
-            y=alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelOverlap=True, ticks=False)),
+            y=alt.Y("label:N", title=None, sort=None, axis=alt.Axis(labelOverlap=True, ticks=False, labelLimit=64)),
             color=alt.Color(
                 "bits:Q",
                 scale=BITS_SCALE,

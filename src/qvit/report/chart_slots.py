@@ -12,6 +12,7 @@ from typing import Any
 
 import altair as alt
 
+from .banks import Bank
 from .picture import Picture, Table, digits, tips
 from .read import Run
 from .tensors import HEAD_ROLES, place_of
@@ -19,9 +20,29 @@ from .tensors import HEAD_ROLES, place_of
 PANEL = 170
 
 
-def slots(run: Run, key: str) -> Iterator[Picture]:
-    """Banks, and how many groups use which slot, of a run with switchable scales."""
-    banks = [bank for bank in run.banks if len(bank.scales) > 1]
+def slots_in_use(run: Run, key: str) -> Iterator[Picture]:
+    """How many groups use which slot, of a run with switchable scales."""
+    counts: dict[tuple[str, int], int] = {}
+    for bank in _switchable(run):
+        kind = "weights" if bank.tensor.endswith(".weight") else "activations"
+        counts[kind, bank.in_use] = counts.get((kind, bank.in_use), 0) + 1
+    if counts:
+        yield Picture(
+            f"{key}-slots-in-use",
+            "Scale slots in use",
+            "How many groups use the scale of each bit-width.",
+            _counts(),
+            {"counts": Table(("kind", "slot", "groups"), [(*place, count) for place, count in counts.items()])},
+        )
+
+
+def _switchable(run: Run) -> list[Bank]:
+    return [bank for bank in run.banks if len(bank.scales) > 1]
+
+
+def scale_banks(run: Run, key: str) -> Iterator[Picture]:
+    """The scales of every slot, of a run with switchable scales."""
+    banks = _switchable(run)
     if not banks:
         return
     places = [place_of(bank.tensor, bank.group, bank.groups) for bank in banks]
@@ -30,17 +51,6 @@ def slots(run: Run, key: str) -> Iterator[Picture]:
         for number, (bank, place) in enumerate(zip(banks, places, strict=True))
         for slot, scale in bank.scales.items()
     ]
-    counts: dict[tuple[str, int], int] = {}
-    for bank in banks:
-        kind = "weights" if bank.tensor.endswith(".weight") else "activations"
-        counts[kind, bank.in_use] = counts.get((kind, bank.in_use), 0) + 1
-    yield Picture(
-        f"{key}-slots-in-use",
-        "Scale slots in use",
-        "How many groups use the scale of each bit-width.",
-        _counts(),
-        {"counts": Table(("kind", "slot", "groups"), [(*place, count) for place, count in counts.items()])},
-    )
     yield Picture(
         f"{key}-scale-banks",
         "Scales by slot",

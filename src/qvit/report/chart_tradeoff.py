@@ -15,7 +15,7 @@ import altair as alt
 from .picture import Cast, Picture, Table, digits, domain, names, tips
 from .read import Run
 
-FIELDS = ("run", "method", "task", "kind", "top1", "top1_frozen", "gbitops", "kib", "ms", "conditions")
+FIELDS = ("run", "method", "task", "kind", "top1", "top1_float", "top1_frozen", "gbitops", "kib", "ms", "conditions")
 AXES = (
     ("gbitops", "GBitOPs per image", "Accuracy against BitOPs", "BitOPs = MACs x weight bits x activation bits."),
     ("kib", "KiB of the artifact", "Accuracy against size", "Size of the whole .qvit file, constants included."),
@@ -54,6 +54,7 @@ def _row(run: Run) -> tuple[Any, ...]:
         outcome.task,
         kind,
         outcome.top1,
+        outcome.top1_float,
         outcome.top1_frozen,
         digits(outcome.gbitops),
         digits(outcome.artifact_kib),
@@ -72,13 +73,14 @@ def _conditions(runs: Sequence[Run]) -> str:
 def _chart(cast: Cast, table: Table, price: str, title: str) -> dict[str, Any]:
     base = alt.Chart(alt.NamedData("outcomes")).transform_filter(cast.is_shown())
     x = alt.X(f"{price}:Q", title=title, scale=domain(table.column(price)), axis=alt.Axis(tickCount=6))
-    y = alt.Y("top1:Q", title="top-1 %", scale=domain(table.column("top1"), 0.5))
+    y = alt.Y("top1:Q", title="top-1 %", scale=domain([*table.column("top1"), *table.column("top1_float")], 0.5))
     priced = base.transform_filter(f"isValid(datum.{price})")
     order = alt.Order(f"{price}:Q")
     float_rule = (
-        base.transform_filter("datum.kind == 'float'")
+        base.transform_filter("isValid(datum.top1_float)")
+        .transform_aggregate(rows="count()", groupby=["top1_float"])
         .mark_rule(strokeWidth=1.2)
-        .encode(y=y, tooltip=tips("run", "task", ("top1:Q", "top-1 %", ".2f")))
+        .encode(y="top1_float:Q", tooltip=tips(("top1_float:Q", "float model, top-1 %", ".2f")))
     )
     uniform = (
         priced.transform_filter("datum.kind == 'uniform'")

@@ -28,6 +28,7 @@ SERIES = {
     "learning_rate": ("Learning rate", "learning rate", "Of the weights."),
 }
 HEIGHT = 220
+UNSTRETCHED = alt.Scale(zero=False, nice=False)  # of what is drawn over the lines
 
 
 def training(runs: Sequence[Run], cast: Cast) -> Iterator[Picture]:
@@ -102,7 +103,7 @@ def _locks(cast: Cast) -> alt.Chart:
         alt.Chart(alt.NamedData("locks"))
         .transform_filter(cast.is_shown())
         .mark_rule(strokeDash=[2, 2])
-        .encode(x="step:Q", tooltip=tips("run", ("step:Q", "bits locked at step", ",d")))
+        .encode(x=alt.X("step:Q", scale=UNSTRETCHED), tooltip=tips("run", ("step:Q", "bits locked at step", ",d")))
     )
 
 
@@ -111,7 +112,11 @@ def _budget_rules(cast: Cast) -> alt.Chart:
         alt.Chart(alt.NamedData("budgets"))
         .transform_filter(cast.is_shown())
         .mark_rule(strokeDash=[1, 3], strokeWidth=1.6)
-        .encode(y="limit:Q", color=cast.color(), tooltip=tips("run", ("limit:Q", "budget, GBitOPs", ".4f")))
+        .encode(
+            y=alt.Y("limit:Q", scale=UNSTRETCHED),
+            color=cast.color(),
+            tooltip=tips("run", ("limit:Q", "budget, GBitOPs", ".4f")),
+        )
     )
 
 
@@ -120,7 +125,10 @@ def _chart(cast: Cast, field: str, title: str, data: str, table: Table, marks: l
     near = alt.selection_point(name="near", on="pointerover", nearest=True, empty=False, fields=["step", "run"])
     last = max(table.column("step"))
     x = alt.X(
-        "step:Q", title="optimizer step", axis=alt.Axis(format="~s", tickCount=8), scale=alt.Scale(domain=[0, last])
+        "step:Q",
+        title="optimizer step",
+        axis=alt.Axis(format="~s", tickCount=8),
+        scale=alt.Scale(domain=[0, last], nice=False),
     )
     y = alt.Y(f"{field}:Q", title=title, scale=domain(table.column(field)))
     line = base.mark_line(point=data == "evaluations").encode(x=x, y=y, color=cast.color(), strokeDash=cast.dash())
@@ -135,4 +143,4 @@ def _chart(cast: Cast, field: str, title: str, data: str, table: Table, marks: l
         )
         .add_params(near)
     )
-    return alt.layer(*marks, line, points).properties(height=HEIGHT).add_params(cast.choice()).to_dict()
+    return alt.layer(line, *marks, points).properties(height=HEIGHT).add_params(cast.choice()).to_dict()

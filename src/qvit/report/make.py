@@ -11,7 +11,7 @@ from .chart_engine import engine_time
 from .chart_grids import grids
 from .chart_paths import looks, paths
 from .chart_sensitivity import sensitivity
-from .chart_slots import slots
+from .chart_slots import scale_banks, slots_in_use
 from .chart_tradeoff import tradeoff
 from .chart_training import training
 from .find import find_runs
@@ -64,7 +64,8 @@ def collect(runs: Sequence[Run], legend: bool) -> Page:
 
 def _of_run(run: Run, key: str, times: int) -> Iterator[Picture]:
     yield from bit_maps(run, key)
+    yield from slots_in_use(run, key)
     yield from paths(run, key, times)
-    yield from slots(run, key)
+    yield from scale_banks(run, key)
     yield from grids(run, key)
     yield from engine_time(run, key)

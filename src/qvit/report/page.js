@@ -20,7 +20,7 @@
     spec.description = picture.title;
     spec.datasets = Object.fromEntries(Object.entries(picture.tables).map(([name, id]) => [name, records(page.tables[id])]));
     if (picture.panel) spec.columns = columns(picture, width);
-    else Object.assign(spec, { width: "container", autosize: { type: "fit-x", contains: "padding" } });
+    else spec.width = "container";
     for (const parameter of spec.params ?? []) {
       if (parameter.name === page.parameter && boxes.length) parameter.value = shown();
     }
@@ -35,6 +35,7 @@
     drawn.get(figure)?.finalize();
     const result = await vegaEmbed(place, specification(picture, width), {
       actions: false,
+      logLevel: 1, // errors: its warnings are about choices that were made on purpose
       renderer: picture.renderer,
       config: page.themes[dark.matches ? "dark" : "light"],
       tooltip: { theme: dark.matches ? "dark" : "light" },
@@ -51,7 +52,12 @@
     busy = true;
     for (const figure of waiting) {
       waiting.delete(figure);
-      await draw(figure);
+      try {
+        await draw(figure);
+      } catch (error) {
+        figure.querySelector(".chart").textContent = `This chart could not be drawn: ${error.message}`;
+        console.error(figure.id, error);
+      }
       await new Promise((resolve) => setTimeout(resolve));
     }
     busy = false;
@@ -113,7 +119,7 @@
   // Tables: numbers by value, the largest first at the first press; what has no number comes last.
   const value = (row, column) => {
     const cell = row.cells[column];
-    return cell.classList.contains("number") ? Number(cell.dataset.number) : null;
+    return cell.dataset.number ? Number(cell.dataset.number) : null;
   };
   for (const table of document.querySelectorAll("table.sortable")) {
     const heads = [...table.tHead.rows[0].cells];

@@ -14,10 +14,11 @@ from .read import BENCH, Run
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell; `number` is what a numeric column is sorted by."""
+    """One cell; `number` is what a `numeric` column is sorted by, None where nothing is known."""
 
     text: str
     number: float | None = None
+    numeric: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def text(value: object) -> Cell:
 
 def figure(value: float | None, digits: int) -> Cell:
     """A cell with a number of so many digits behind the point; a dash for None."""
-    return Cell("-") if value is None else Cell(f"{value:,.{digits}f}", value)
+    return Cell("-" if value is None else f"{value:,.{digits}f}", value, True)
 
 
 def side_by_side(runs: Sequence[Run]) -> Grid:
@@ -82,7 +83,7 @@ def _row(run: Run) -> list[Cell]:
     budget = ", ".join(f"{limit:.5g} {unit}" for unit, limit in o.budget.items())
     return [
         *(text(run.name), text(o.method), text(o.model), figure(o.top1, 2)),
-        Cell("-") if difference is None else Cell(f"{difference:+.2f}", difference),
+        Cell("-" if difference is None else f"{difference:+.2f}", difference, True),
         *(figure(o.top1_frozen, 2), figure(o.agreement_frozen, 2), figure(o.gbitops, 4), text(budget)),
         *(figure(o.average_weight_bits, 2), figure(o.average_activation_bits, 2), figure(o.artifact_kib, 1)),
         *(milliseconds, figure(o.epochs, 1), figure(o.seed, 0), text(o.collapse or "finished")),
@@ -171,20 +172,20 @@ def recipe_text(run: Run) -> str:
 
 
 def missing(run: Run) -> list[str]:
-    """What the run lacks, and how to make what can be made."""
+    """What the run lacks, in sentences, and how to make what can be made."""
     if run.path.is_file():
-        return ["only the outcome of this run was kept"]
+        return ["Only the outcome of this run was kept."]
     absent = []
     if run.outcome is None:
-        absent.append("result.json: the run is not finished")
+        absent.append("No result.json: the run is not finished.")
     elif not run.outcome.is_float:
         artifact = run.path / "model.qvit"
         if run.artifact is None:
-            absent.append("model.qvit: no sizes, placement and weights")
+            absent.append("No model.qvit: sizes, placement and weights are not known.")
         elif run.bench is None:
-            absent.append(f"{BENCH}: qvit-runtime bench {artifact} --profile --json {run.path / BENCH}")
+            absent.append(f"No {BENCH}; for times: qvit-runtime bench {artifact} --profile --json {run.path / BENCH}")
         if len(run.history) < 2 and not run.outcome.is_uniform:
-            absent.append("bits.jsonl: no path of bits")
+            absent.append("No bits.jsonl: the path of the bits is not known.")
         if not run.banks:
-            absent.append("model.safetensors with scale banks: no scale slots")
+            absent.append("No model.safetensors of a quantized module: the scale slots are not known.")
     return absent

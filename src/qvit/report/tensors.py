@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..components import BLOCK, Site, component_of, head_of
+from ..components import BLOCK, ROLES, Site, component_of, head_of
 
 HEAD_ROLES = ("q weight", "k weight", "v weight", "q", "k", "v", "attention map", "attention output", "proj weight")
 """Roles that heads own, in the order of the pictures."""
@@ -40,8 +40,10 @@ def place_of(tensor: str, group: int, groups: int) -> Place:
     if block is None:
         layer, _, part = tensor.rpartition(".")
         return Place(layer.removesuffix(".proj").removesuffix(".reduction"), part, None)
-    layer = ".".join(re.findall(r"\d+", block[1]))
+    layer, name = ".".join(re.findall(r"\d+", block[1])), tensor[len(block[1]) + 1 :]
+    if groups == 1:
+        return Place(layer, name, None)
+    if name not in ROLES:  # a method's own buffer: its groups are heads
+        return Place(layer, name, group)
     site = Site(tensor, group)
-    if groups > 1 and head_of(site, groups) is not None:
-        return Place(layer, component_of(site, groups), head_of(site, groups))
-    return Place(layer, tensor[len(block[1]) + 1 :], None)
+    return Place(layer, component_of(site, groups), head_of(site, groups))
