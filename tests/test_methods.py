@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 import qvit_runtime
 from qvit.data import open_eval
 from qvit.dry_run import dry_run
 from qvit.evaluate import evaluate
 from qvit.finished import load_exact, read_recipe, read_result
-from qvit.methods import METHODS
-from qvit.outcome import load_predictions
+from qvit.methods import METHODS, tsptq
+from qvit.outcome import cost_of_module, cost_of_program, load_predictions
 from qvit.pipeline import run_recipe
 from qvit.recipe import Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
 from test_pipeline import FIELDS
+from toy_models import images, swin, vit
 from toy_pipeline import UNIFORM3
 
 TRAINED = [name for name, method in METHODS.items() if method.trains and name != "qvit"]
@@ -89,14 +92,23 @@ def test_options_round_trip(method: str) -> None:
 
 
 def test_cost_is_the_same_read_off_the_module_and_off_the_program(done: tuple[Path, Path]) -> None:
-    from qvit.outcome import cost_of_program
-
     result = read_result(done[1] / "uniform3")
     program = cost_of_program(qvit_runtime.load(done[1] / "uniform3" / "model.qvit"))
     assert program["gbitops"] == pytest.approx(UNIFORM3)
     for key in ("average_weight_bits", "average_activation_bits", "weight_kib"):
         assert program[key] == pytest.approx(result[key], rel=2e-3), key
     assert program["bits"]["blocks.0.attn.v"] == result["bits"]["blocks.0.attn.v"][0] == 3
+
+
+@pytest.mark.parametrize("make", [vit, swin])
+def test_a_two_scaled_code_counts_its_flag_in_the_module_and_in_the_program(make: Callable[..., nn.Module]) -> None:
+    model = make()
+    module = tsptq.quantize(model, tsptq.TSPTQ(4, 5), quiet=True)
+    tsptq.calibrate(module, [images(model, 4)], config=tsptq.TSPTQ(4, 5, rounds=1, candidates=2))
+    asked, read = cost_of_module(module), cost_of_program(tsptq.freeze(module))
+    for key in ("gbitops", "average_weight_bits", "average_activation_bits", "weight_kib"):
+        assert read[key] == pytest.approx(asked[key], rel=1e-12), key
+    assert {bits for name, bits in read["bits"].items() if name.endswith((".attention", ".fc2.input"))} == {5}
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------

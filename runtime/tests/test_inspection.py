@@ -9,6 +9,7 @@ import pytest
 
 from qvit_runtime.inspection import PLACEMENT, describe
 from qvit_runtime.interpreter import EXECUTE
+from qvit_runtime.products import meeting_bits, products
 from toy_integer_programs import integer_swin_program, integer_vit_program, log2_program, regions_program
 from toy_programs import deit_tiny, swin_program, vit_program
 
@@ -77,3 +78,26 @@ def test_a_two_scaled_code_is_multiplied_once_and_a_shift_counts_as_a_product():
         build: describe(build())["totals"]["macs"] for build in (integer_vit_program, log2_program, regions_program)
     }
     assert len(set(macs.values())) == 1
+
+
+def test_a_two_scaled_code_of_6_bits_costs_6_bits():
+    """Its program holds two codes of 5 bits. Its products meet 6 bits with those of v and of fc2."""
+    program = regions_program(bits=6)
+    about = describe(program)
+    maps = [a for a in about["activations"] if a["name"].endswith((".map", ".gelu_codes"))]
+    assert [program.buffers[a["name"]].grid.bits for a in maps] == 4 * [(5, 5)]
+    assert [a["bits"] for a in maps] == 4 * [[6]]
+    assert [a["shape"] for a in maps] == 2 * [[2, 17, 17], [17, 4 * 16]]
+    two_scaled = [product for product in products(program) if product.left in {a["name"] for a in maps}]
+    right = {"AttentionValue": 8, "Linear": 6}  # what the toy gives v and fc2
+    assert [type(program.ops[product.op]).__name__ for product in two_scaled] == 2 * ["AttentionValue", "Linear"]
+    for product in two_scaled:
+        found = [np.unique(bits).tolist() for bits in meeting_bits(program, product)]
+        assert found == [[6], [right[type(program.ops[product.op]).__name__]]]
+
+
+def test_a_shift_costs_the_bits_of_its_code():
+    """4-bit log2 codes against values of 8 bits, everything else 8/8."""
+    totals = describe(log2_program(depth=2))["totals"]
+    shifts = 2 * 17 * 17 * 16  # depth x N x N x C
+    assert totals["gbitops"] * 1e9 == pytest.approx(64 * totals["macs"] - 8 * (8 - 4) * shifts)

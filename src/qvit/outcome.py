@@ -19,7 +19,7 @@ from torch import nn
 
 import qvit_runtime
 from qvit_runtime.inspection import describe
-from qvit_runtime.products import meeting_bits, products
+from qvit_runtime.products import code_shape, meeting_bits, products
 
 from .allocate import spread
 from .budget import Budget
@@ -105,7 +105,7 @@ def cost_of_program(program: qvit_runtime.Program) -> dict[str, Any]:
         for name, widths in ((product.left, left), (product.right, right)):
             bits[name] = int(widths.flat[0]) if len(np.unique(widths)) == 1 else np.unique(widths).tolist()
             if name in program.buffers:
-                size = int(np.prod(program.buffers[name].shape))
+                size = int(np.prod(code_shape(program, name)))
                 elements, weighted = elements + size, weighted + size * float(widths.mean())
     return {
         "gbitops": totals["gbitops"],

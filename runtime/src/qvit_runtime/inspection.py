@@ -1,7 +1,7 @@
 """inspect: what a Program is made of, as plain data: bits per layer and head, sizes, cost, and what runs on integers.
 
 Cost of one image, as everywhere in qvit: BitOPs = MACs x weight bits x activation bits, for the attention products the
-bits of both operands, for layers with several groups the mean over the groups of the products.
+bits of both operands, for layers with several groups the mean over the groups of the products. `products` counts.
 
 Placement of an op:
 
@@ -21,7 +21,7 @@ from typing import Any
 from . import integer_ops as i
 from . import program as p
 from .packing import packed_bytes
-from .products import Product, meeting_bits, products
+from .products import Product, code_bits, code_shape, meeting_bits, products
 
 PLACEMENT: dict[type, str] = {
     p.Linear: "integer",
@@ -111,15 +111,15 @@ def _weight(name: str, weight: p.Weight) -> dict[str, Any]:
 
 
 def _activation(name: str, program: p.Program) -> dict[str, Any]:
-    buffer = program.buffers[name]
-    assert buffer.grid is not None
+    grid = program.buffers[name].grid
+    assert grid is not None
     return {
         "name": name,
-        "shape": list(buffer.shape),
-        "bits": list(buffer.grid.bits),
-        "signed": buffer.grid.signed,
-        "offset": bool(buffer.grid.offset.any()),
-        "axis": buffer.grid.axis,
+        "shape": list(code_shape(program, name)),
+        "bits": code_bits(program, name).tolist(),
+        "signed": grid.signed,
+        "offset": bool(grid.offset.any()),
+        "axis": grid.axis,
     }
 
 

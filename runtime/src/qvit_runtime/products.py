@@ -8,6 +8,10 @@ A product has a left operand, whose rows stream through it, and a right one, whi
     AttentionValue    attention map   values      head by head
 
 Every pair stands for an equal share of the multiply-accumulates, so the cost of a product is a mean over its pairs.
+ShiftAttentionValue shifts v by the codes of the map; it is counted like the product that it replaces, at the map's bits.
+
+A two-scaled code (`QuantizeRegions`) is one code of k bits, a region flag and k - 1 bits of magnitude, though the program
+holds it as two of k - 1 bits, of which one is 0. `code_bits` and `code_shape` count it as what it is.
 """
 
 from __future__ import annotations
@@ -53,9 +57,9 @@ def products(program: p.Program) -> list[Product]:
 
 def meeting_bits(program: p.Program, product: Product) -> tuple[np.ndarray, np.ndarray]:
     """(left, right) bits of the pairs that meet, two integer arrays of one shape."""
-    left = _bits(program, product.left)
+    left = code_bits(program, product.left)
     if product.right not in program.weights:
-        return np.broadcast_arrays(left, _bits(program, product.right))  # type: ignore[return-value]
+        return np.broadcast_arrays(left, code_bits(program, product.right))  # type: ignore[return-value]
     weight_bits = program.weights[product.right].bits  # (row groups, column groups)
     columns = weight_bits.shape[1]
     blocks = max(columns, len(left))
@@ -64,16 +68,27 @@ def meeting_bits(program: p.Program, product: Product) -> tuple[np.ndarray, np.n
     )
 
 
+def code_bits(program: p.Program, buffer: str) -> np.ndarray:
+    """Bits of the codes of a buffer, integers (groups,); a two-scaled code has k bits and one group."""
+    grid = program.buffers[buffer].grid
+    assert grid is not None
+    return np.array([1 + grid.bits[0]] if _two_scaled(program, buffer) else grid.bits)
+
+
+def code_shape(program: p.Program, buffer: str) -> tuple[int, ...]:
+    """Shape of the codes of a buffer; two-scaled codes have that of the values they stand for."""
+    *lead, width = program.buffers[buffer].shape
+    return (*lead, width // 2 if _two_scaled(program, buffer) else width)
+
+
+def _two_scaled(program: p.Program, buffer: str) -> bool:
+    return any(isinstance(op, i.QuantizeRegions) and op.output == buffer for op in program.ops)
+
+
 def _score_macs(program: p.Program, output: str, query: str) -> int:
     return int(np.prod(program.buffers[output].shape)) * program.buffers[query].shape[-1]
 
 
 def _value_macs(program: p.Program, output: str, value: str) -> int:
-    """A shifted addition counts as one; of the two regions of a two-scaled code only one is ever multiplied."""
+    """Of the two regions of a two-scaled code only one is ever multiplied."""
     return int(np.prod(program.buffers[output].shape)) * program.buffers[value].shape[-2]
-
-
-def _bits(program: p.Program, buffer: str) -> np.ndarray:
-    grid = program.buffers[buffer].grid
-    assert grid is not None
-    return np.array(grid.bits)
