@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from qvit.cli import main
-from qvit.pipeline import load, read_result
+from qvit.finished import load, read_result
 from toy_pipeline import UNIFORM3
 
 

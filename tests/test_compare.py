@@ -15,8 +15,8 @@ from qvit.cli import main
 from qvit.cli_compare import COLUMNS
 from qvit.cli_output import table
 from qvit.compare import compare, latency
+from qvit.finished import read_result
 from qvit.outcome import load_predictions
-from qvit.pipeline import read_result
 
 
 @pytest.fixture

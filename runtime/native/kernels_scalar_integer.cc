@@ -85,9 +85,9 @@ void quantize_regions(const QuantizeRegionsArgs& q) {
 
 }  // namespace scalar
 
-// code >= k where sum / e is at least 1.5 * 2^(k-1): thresholds on e, falling by halves.
+// code >= k where round(sum / e) is at least 1.5 * 2^(k-1), that is 3 * 2^(k-2), and 2 for k = 1: as thresholds on e.
 // e falls with the distance from the maximum, so the code of the next distance is found from the last one by a step or
-// two, and a row costs one division.
+// two, and divisions are made once a row.
 void log_int_softmax(const LogIntSoftmaxArgs& s) {
   const bool plain = s.bias == nullptr && s.mask == nullptr;
   int64_t largest = INT64_MIN, sum = 0;
@@ -102,7 +102,8 @@ void log_int_softmax(const LogIntSoftmaxArgs& s) {
   }
   const int top = (1 << s.bits) - 1, steps = top < 62 ? top : 62;
   int64_t threshold[64] = {INT64_MAX};
-  for (int k = 1; k <= steps; ++k) threshold[k] = (2 * sum / 3) >> (k - 1);
+  threshold[1] = 2 * sum / 3;
+  for (int k = 2; k <= steps; ++k) threshold[k] = 2 * sum / ((int64_t{3} << (k - 1)) - 1);
   auto code_from = [&](int code, int64_t e) {
     while (code < steps && e <= threshold[code + 1]) ++code;
     while (e > threshold[code]) --code;

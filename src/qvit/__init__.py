@@ -22,12 +22,12 @@ from .data import DataError as DataError
 from .data import open_data as open_data
 from .data import resolve_data as resolve_data
 from .evaluate import evaluate as evaluate
+from .finished import load as load
 from .fit import NonFiniteLossError as NonFiniteLossError
 from .fit import fit as fit
 from .fit_config import FitConfig as FitConfig
 from .freeze import FreezeError as FreezeError
 from .freeze import freeze as freeze
-from .pipeline import load as load
 from .pipeline import run_recipe as run_recipe
 from .quantizer import UncalibratedError as UncalibratedError
 from .recipe import RecipeError as RecipeError

@@ -56,12 +56,12 @@ def float_forward(model: nn.Module) -> Iterator[None]:
     for quantizer in quantizers:
         quantizer.is_calibrated = True
     for module in integers:
-        module.forward = module.float_forward  # type: ignore[attr-defined]
+        module.forward = module.float_forward
     try:
         yield
     finally:
         for module in integers:
-            del module.forward  # type: ignore[attr-defined]
+            del module.forward
         for handle in handles:
             handle.remove()
         for quantizer, state in zip(quantizers, before, strict=True):

@@ -1,8 +1,10 @@
 """The command line: one file per verb. Each prints what it wrote and what to do next; --json FILE (or -) for machines.
 
 qvit run RECIPE [--out DIR] [--set KEY=VALUE ...] [--resume] [--dry-run]
+qvit ptq MODEL --method NAME --weight-bits 8 --activation-bits 8 --data DIR      quantize without training
 qvit compare RECIPE...               methods in one table, with paired intervals
 qvit analyze MODEL                   what breaks under quantization, and a start for learned bits
+qvit report RUN... -o report.html    runs as one page
 qvit eval WHAT [--data DIR]          a run directory, a .qvit artifact, a recipe (its float model) or a timm model name
 qvit cost MODEL --weight-bits 4 --activation-bits 4
 """
@@ -18,6 +20,8 @@ from .cli_compare import add_compare
 from .cli_cost import add_cost
 from .cli_eval import add_eval
 from .cli_output import write_json
+from .cli_ptq import add_ptq
+from .cli_report import add_parser as add_report
 from .cli_run import add_run
 from .processes import is_main
 from .quantizer import UncalibratedError
@@ -53,6 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qvit", description="Learn how many bits a Vision Transformer needs.")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for add in (add_run, add_compare, add_analyze, add_eval, add_cost):
+    for add in (add_run, add_ptq, add_compare, add_analyze, add_report, add_eval, add_cost):
         add(verbs).add_argument("--json", metavar="FILE", help="write the result as JSON, - for standard output")
     return parser

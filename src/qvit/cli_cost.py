@@ -14,10 +14,10 @@ import qvit_runtime
 
 from .cli_output import say
 from .cost import cost
+from .finished import load, read_recipe
 from .float_model import create_float_model
 from .methods import METHODS
 from .outcome import cost_of_program
-from .pipeline import load, read_recipe
 from .placement import format_placement
 from .recipe import FLOAT, ModelConfig
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .data import DataConfig
 from .data_sources import holds_images
-from .pipeline import read_recipe
+from .finished import read_recipe
 from .recipe import FLOAT, ModelConfig, load_recipe
 
 

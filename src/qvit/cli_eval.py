@@ -17,8 +17,8 @@ from .cli_data import data_from
 from .cli_output import say
 from .data import DataConfig, open_eval, resolve_data
 from .evaluate import evaluate
+from .finished import load_exact, read_recipe
 from .float_model import create_float_model
-from .pipeline import load_exact, read_recipe
 from .recipe import ModelConfig, load_recipe
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from .cli_output import Column, say, table
 from .dry_run import dry_run
-from .pipeline import read_result, run_recipe
+from .finished import read_result
+from .pipeline import run_recipe
 from .processes import is_main
 from .recipe import Recipe, load_recipe
 

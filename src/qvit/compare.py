@@ -16,9 +16,9 @@ import numpy as np
 import qvit_runtime
 from qvit_runtime.bench import measure, random_images
 
+from .finished import read_result
 from .outcome import load_predictions
 from .paired import paired
-from .pipeline import read_result
 from .recipe import FLOAT
 
 KEPT = (

@@ -17,7 +17,7 @@ force for the whole process and patch `forward` of the model that the user gets 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from .allocate import Published
 from .bit_schedule import BitSchedule
 from .budget import Budget, check_budget
-from .data import DataConfig, DataError, EpochOrder, SeededStream, epoch_batches, mixup_batch
+from .data import DataConfig, EpochOrder, SeededStream, mixup_batch
 from .distill import Teacher, distillation_loss, hard_distillation_loss
 from .evaluate import evaluate
 from .fit_config import FitConfig
@@ -43,6 +43,7 @@ from .processes import on_cpu
 from .quantizer import named_quantizers
 from .runs import Run
 from .seeds import seed_of
+from .step_batches import StepBatches, batches_in_epoch
 from .training_log import TrainingLog, evaluated_before
 from .training_state import TrainingState, first_nonfinite
 
@@ -114,21 +115,6 @@ def fit(
     return trainer.train(resume, max_steps)
 
 
-def batches_in_epoch(train: DataLoader, order: EpochOrder | SeededStream | None) -> int:
-    """Batches of an epoch, over all processes together."""
-    if isinstance(order, EpochOrder):
-        return len(order)
-    if order is not None and order.batches is not None:
-        return order.batches
-    try:
-        return len(train)
-    except TypeError as error:
-        raise ValueError(
-            "the training loader has no length, so an epoch has no end: give its data set a __len__, or pass "
-            "open_data(...).order"
-        ) from error
-
-
 class _Trainer:
     """One run of fit: the objects that live as long as the run."""
 
@@ -146,7 +132,7 @@ class _Trainer:
         run: Run | None,
         quiet: bool,
     ) -> None:
-        self.config, self.data, self.order, self.run, self.evaluation = config, data, order, run, evaluation
+        self.config, self.data, self.run, self.evaluation = config, data, run, evaluation
         self.guide = guide
         self.accelerator = Accelerator(
             cpu=on_cpu(),
@@ -157,12 +143,8 @@ class _Trainer:
         )
         self.main = self.accelerator.is_main_process
         self.quiet = quiet or not self.main
-        self.batches_per_epoch = batches_in_epoch(train, order)
-        self.steps_per_epoch = self.batches_per_epoch // config.accumulate
-        if not self.steps_per_epoch:
-            raise ValueError(
-                f"an epoch has {self.batches_per_epoch} batches, fewer than fit.accumulate {config.accumulate}"
-            )
+        per_epoch = batches_in_epoch(train, order)
+        self.steps_per_epoch = per_epoch // config.accumulate
         self.steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.lock_step = max(1, round(config.lock_at * self.steps))
         bit_rate = None
@@ -175,7 +157,8 @@ class _Trainer:
         warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
         self.schedule = make_schedule(optimizer, self.steps, warmup_steps, config.learning_rate_floor)
         self.raw = model
-        self.model, self.optimizer, self.train_loader = self.accelerator.prepare(model, optimizer, train)
+        self.model, self.optimizer, loader = self.accelerator.prepare(model, optimizer, train)
+        self.batches = StepBatches(loader, order, per_epoch, config.accumulate, config.seed)
         if isinstance(teacher, nn.Module):
             teacher = Teacher(teacher.to(self.accelerator.device))
         self.teacher = teacher
@@ -199,7 +182,7 @@ class _Trainer:
         evaluated, top1 = evaluated_before(self.run, step)
         while step < last:
             epoch, within = divmod(step, self.steps_per_epoch)
-            for batches in self._steps_of_epoch(epoch, within):
+            for batches in self.batches.steps(epoch, within):
                 record = self._step(step, batches)
                 step += 1
                 log.progress.images += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
@@ -218,26 +201,6 @@ class _Trainer:
             top1 = self._evaluate(step)
         log.close()
         return FitResult(self.steps, log.progress.images_per_second(), top1)
-
-    def _steps_of_epoch(self, epoch: int, within: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Lists of `accumulate` batches, from optimizer step `within` of the epoch on."""
-        start = within * self.config.accumulate
-        batches = self._batches(epoch, start)
-        for _ in range(within, self.steps_per_epoch):
-            group = list(islice(batches, self.config.accumulate))
-            if len(group) < self.config.accumulate:
-                raise DataError(
-                    f"epoch {epoch} ended before its {self.batches_per_epoch} batches; if the data is a stream, correct "
-                    "the number of images in its split"
-                )
-            yield group
-
-    def _batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of an epoch from number `start` on."""
-        if self.order is not None:
-            return epoch_batches(self.train_loader, self.order, epoch, start)
-        torch.manual_seed(seed_of("epoch", self.config.seed, epoch))  # a user's loader shuffles from the global state
-        return islice(self.train_loader, start, None)
 
     def _step(self, step: int, batches: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """One optimizer step: forward, backward, update, then what moves the bits."""
@@ -304,7 +267,7 @@ class _Trainer:
         self.log.progress.say("measuring sensitivities for the first allocation")
         self.model.train()
         for number, (images, labels) in enumerate(
-            islice(self._batches(0), min(self.bits.warm_up, self.batches_per_epoch))
+            islice(self.batches.batches(0), min(self.bits.warm_up, self.batches.per_epoch))
         ):
             torch.manual_seed(seed_of("probe", self.config.seed, number, self.accelerator.process_index))
             with self.bits.probe(len(images), 1):

@@ -36,7 +36,6 @@ from .data import DataConfig, Splits, open_data, resolve_data
 from .data_streams import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
 from .evaluate import evaluate
-from .exact import in_float64
 from .fit import FitResult, fit
 from .fit_config import FitConfig
 from .float_model import create_float_model
@@ -48,7 +47,7 @@ from .processes import is_main, process_state
 from .progress import Counter
 from .provenance import begin, check_recipe, versions
 from .quantizer import named_quantizers
-from .recipe import FLOAT, Recipe, RecipeError, recipe_from_values, recipe_to_values
+from .recipe import FLOAT, Recipe, RecipeError, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .spec import FixedBits, Spec
 from .values import to_values
@@ -320,40 +319,3 @@ def _begin(context: Context, run: Run, row: Recipe) -> FitConfig:
 
 def _save_model(model: nn.Module, run: Run, row: Recipe) -> None:
     save_tensors(run.folder / "model.safetensors", model.state_dict(), {"recipe": recipe_to_values(row)})
-
-
-def load(run: Path | str) -> nn.Module:
-    """The trained module of a run directory, quantized or (a float row) float, in eval mode.
-
-    Raises CheckpointError when the run has no model.safetensors (it is not finished) or it is damaged.
-    """
-    tensors, state = load_tensors(Path(run) / "model.safetensors")
-    recipe = recipe_from_values(state["recipe"])
-    bare = dataclasses.replace(recipe.model, checkpoint="", pretrained=False)
-    model = create_float_model(bare)
-    if recipe.method != FLOAT:
-        model = METHODS[recipe.method].quantize(model, recipe.quantize)
-    model.load_state_dict(tensors)
-    return model.eval()
-
-
-def load_exact(run: Path | str) -> nn.Module:
-    """`load`, in the arithmetic that result.json was judged in."""
-    method = read_recipe(run).method
-    return (in_float64 if method == FLOAT else METHODS[method].exact)(load(run))
-
-
-def read_recipe(run: Path | str) -> Recipe:
-    """The resolved recipe of a run. Raises FileNotFoundError for a folder that is no run directory."""
-    path = Path(run) / "recipe.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{run} has no recipe.json, so it is no run directory")
-    return recipe_from_values(json.loads(path.read_text()))
-
-
-def read_result(run: Path | str) -> dict[str, Any]:
-    """result.json of a run. Raises FileNotFoundError that says which run is not finished."""
-    path = Path(run) / "result.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{run} has no result.json: the run is not finished, or this is no run directory")
-    return json.loads(path.read_text())

@@ -6,7 +6,7 @@
     Percentile(0.99999)      all but a share of 1e-5 at either end is inside
     MeanSquaredError()       "OMSE": min and max shrunk together by 0 to 89 %, whatever gives the least squared error
 
-The last four are the baselines that post-training methods compare with, as in FQ-ViT (arXiv 2111.13824, tables 1 and 2).
+The last four are the baselines that post-training methods compare with, as FQ-ViT does (arXiv 2111.13824).
 They look for a range [low, high] and turn it into a grid of b bits by one rule, `grid_of_range`:
 
     signed              s = max(|low|, |high|) / (2^(b-1) - 1/2)         codes -2^(b-1) .. 2^(b-1) - 1

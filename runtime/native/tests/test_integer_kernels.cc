@@ -182,10 +182,11 @@ void test_log_int_softmax() {
           }
           for (int64_t s : scores) sum += log_int_exp(largest - s, ln2, linear, constant);
           for (int i = 0; i < width; ++i) {
-            const int64_t ratio = 2 * sum / log_int_exp(largest - scores[i], ln2, linear, constant);
+            const int64_t e = log_int_exp(largest - scores[i], ln2, linear, constant);
+            const int64_t ratio = sum / e + (sum % e >= e - sum % e ? 1 : 0);
             int f = 0;
-            while ((ratio >> (f + 2)) > 0) ++f;
-            const int code = f + (ratio >= int64_t{3} << f ? 1 : 0);
+            while ((ratio >> (f + 1)) > 0) ++f;
+            const int code = f + (2 * ratio >= int64_t{3} << f ? 1 : 0);
             CHECK(out[i] == std::min(code, (1 << bits) - 1));
           }
         }

@@ -236,11 +236,12 @@ class LogIntSoftmax:
 
         x <- x + bias + mask;  d = min(max x - x, 30 ln2);  q = d // ln2;  r = q ln2 - d                  -ln2 < r <= 0
         e = (r (r + linear) + constant) << (30 - q)                          64 bits: `check` demands N constant 2^30 < 2^62
-        R = 2 sum e // e;  f = floor(log2 R) - 1;  code = f + 1 if R >= 3 2^f else f         sum e / e against 1.5 2^f, exactly
+        R = floor(sum e / e + 1/2);  f = floor(log2 R);  code = f + 1 if 2 R >= 3 2^f else f
         code = min(code, 2^b - 1)
 
     A code c stands for 2^-c, the largest code 2^b - 1 for 0. (The authors have 2^b probabilities and zero besides, which is
-    2^b + 1 values; and they round sum e / e to an integer first, which moves the thresholds of small codes to 2.5 and 5.5.)
+    2^b + 1 values.) Between codes f and f + 1 lies R = 1.5 2^f, not sqrt(2) 2^f; as in their code sum e / e is rounded first,
+    so in terms of sum e / e the thresholds are 1.5, 2.5, 5.5, 11.5, ...
     bias, mask: integers in codes of the input, with the shapes and limits of Shiftmax. The input has one group.
     ln2, linear, constant  of i-exp for the scale S of the input: ceil(ln 2 / S), floor(0.96963238 / 0.35815147 / S),
                            floor(1 / 0.35815147 / S^2); `check` demands that the parabola rises on (-ln2, 0] and

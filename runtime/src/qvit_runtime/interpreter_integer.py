@@ -136,9 +136,10 @@ def _log_int_softmax(program: p.Program, op: i.LogIntSoftmax, live: Arrays) -> n
     q = d // op.ln2
     r = q * op.ln2 - d
     e = (r * (r + op.linear) + op.constant) << (30 - q)
-    ratio = 2 * e.sum(axis=-1, keepdims=True) // e
-    f = floor_log2(ratio) - 1
-    code = f + (ratio >= np.int64(3) << f)
+    quotient, rest = np.divmod(e.sum(axis=-1, keepdims=True), e)
+    ratio = quotient + (rest >= e - rest)
+    f = floor_log2(ratio)
+    code = f + (ratio >= 3 * (np.int64(1) << f) - ratio)
     return np.minimum(code, 2**bits - 1).astype(np.int16)
 
 

@@ -4,7 +4,10 @@
     qvit         Spec                               yes      Q-ViT, arXiv 2201.07703: learned bits (or fixed ones)
     lsq          Spec, fixed bits only              yes      uniform LSQ, arXiv 1902.08153: the baseline of the others
     qvit-irm     QViTIRM                            yes      Q-ViT of Li et al., arXiv 2210.06707: IRM and DGD
+    ivit         IViT                               yes      I-ViT, arXiv 2207.01405: integers only
+    fqvit        FQViT                              no       FQ-ViT, arXiv 2111.13824: log2 softmax, integer LayerNorm
     tsptq        TSPTQ                              no       TSPTQ-ViT, arXiv 2305.12901, our reconstruction
+    ptq          PostTraining                       no       uniform post-training quantization under any observer
 
 A method is a row of METHODS and nothing else knows their names: `pipeline` calls the verbs of the row. A row with
 `trains=False` is post-training quantization; of the others, `fit.epochs = 0` makes the post-training variant.
@@ -27,11 +30,14 @@ from ..freeze import freeze
 from ..guide import Guide
 from ..placement import Placement, placement
 from ..spec import FixedBits, LearnedBits, PerHead, SharedScale, SingleScale, Spec
-from . import qvit_irm, tsptq
+from . import fqvit, ivit, ptq, qvit_irm, tsptq
+from .fqvit import FQViT
+from .ivit import IViT
+from .ptq import PostTraining
 from .qvit_irm import QViTIRM
 from .tsptq import TSPTQ
 
-Config = Spec | QViTIRM | TSPTQ
+Config = Spec | QViTIRM | IViT | FQViT | TSPTQ | PostTraining
 
 
 def _no_guide(model: nn.Module, config: Any, teacher: nn.Module) -> Guide | None:
@@ -94,7 +100,7 @@ def _uniform_spec(weight_bits: int, activation_bits: int) -> Spec:
     return Spec(FixedBits(weight_bits), FixedBits(activation_bits))
 
 
-def _bits(config: TSPTQ) -> str:
+def _bits(config: IViT | FQViT | TSPTQ) -> str:
     return f"W{config.weight_bits}A{config.activation_bits}"
 
 
@@ -123,6 +129,28 @@ METHODS: dict[str, Method] = {
         placement=qvit_irm.placement,
         guide=qvit_irm.guide,
     ),
+    "ivit": Method(
+        config=IViT,
+        uniform=IViT,
+        label=lambda config: f"I-ViT {_bits(config)}",
+        quantize=ivit.quantize,
+        calibrate=lambda model, _, images, batches: ivit.calibrate(model, images, batches),
+        freeze=_without_budget(ivit.freeze),
+        placement=ivit.placement,
+        exact=lambda model: model,  # it computes in integers already
+        quantizers=False,
+    ),
+    "fqvit": Method(
+        config=FQViT,
+        uniform=FQViT,
+        label=lambda config: f"FQ-ViT {_bits(config)} attention {config.attention_bits}",
+        quantize=lambda model, config: fqvit.quantize(model, config, quiet=True),
+        calibrate=lambda model, _, images, batches: fqvit.calibrate(model, images, batches),
+        freeze=_without_budget(fqvit.freeze),
+        placement=fqvit.placement,
+        trains=False,
+        quantizers=False,
+    ),
     "tsptq": Method(
         config=TSPTQ,
         uniform=TSPTQ,
@@ -131,6 +159,14 @@ METHODS: dict[str, Method] = {
         calibrate=lambda model, config, images, batches: tsptq.calibrate(model, images, batches, config),
         freeze=_without_budget(tsptq.freeze),
         placement=tsptq.placement,
+        trains=False,
+    ),
+    "ptq": Method(
+        config=PostTraining,
+        uniform=PostTraining,
+        label=lambda config: config.label,
+        quantize=ptq.quantize,
+        calibrate=ptq.calibrate,
         trains=False,
     ),
 }

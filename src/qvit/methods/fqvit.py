@@ -15,8 +15,8 @@ step s and one zero point serve all of them, and channel c has the step 2^a_c s,
 A LayerNorm of the integers (code - zero) << a_c is the LayerNorm of the values, so it runs on integers (`fqvit_modules`).
 
 Log-int-softmax (LIS). Attention is spread over orders of magnitude, so a code c of b bits stands for 2^-c: i-exp makes
-integers e ~ exp(x - max), and c = log2 of sum e / e, rounded at 1.5 x 2^f (not at sqrt(2) x 2^f). The product with v is
-then a sum of shifted integers.
+integers e ~ exp(x - max), and c = log2 of round(sum e / e), rounded at 1.5 x 2^f (not at sqrt(2) x 2^f). The product with
+v is then a sum of shifted integers.
 
 What sits where (tensors named as in the placement table):
 
@@ -35,8 +35,7 @@ rescaling between integer products, LayerScale, mean pooling.
 Where this differs from the paper or its code:
 - their LayerNorm takes the root and the factor gamma / std in float for every token; ours is an op on integers with an integer
   square root (`qvit_runtime.integer_ops`). eps is ignored in both, and their output zero point is dropped.
-- their attention has 2^b powers of two and zero besides, 2^b + 1 values; ours has 2^b codes, the last of which is zero. They
-  round sum e / e to an integer before they compare it with 1.5 x 2^f; here the comparison is exact.
+- their attention has 2^b powers of two and zero besides, 2^b + 1 values; ours has 2^b codes, the last of which is zero.
 - their q, k and v share one asymmetric scale, and the branches are quantized once more before they are added.
 - Swin: the position bias is rounded to the step of the scores, not to a grid of its own.
 - the factors of a channel are chosen on all calibration images, not on the last batch; first and last layers and the image

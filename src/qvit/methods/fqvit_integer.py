@@ -42,9 +42,11 @@ def log_int_softmax(x: Tensor, numbers: SoftmaxNumbers, bits: int) -> Tensor:
     q = d // numbers.ln2
     r = q * numbers.ln2 - d
     e = (r * (r + numbers.linear) + numbers.constant) << (LARGEST_SHIFT - q)
-    ratio = 2 * e.sum(-1, keepdim=True) // e
-    f = floor_log2(ratio) - 1
-    return (f + (ratio >= 3 * (torch.ones_like(f) << f))).clamp(max=2**bits - 1)
+    total = e.sum(-1, keepdim=True)
+    rest = total % e
+    ratio = total // e + (rest >= e - rest)
+    f = floor_log2(ratio)
+    return (f + (ratio >= 3 * (torch.ones_like(f) << f) - ratio)).clamp(max=2**bits - 1)
 
 
 def floor_log2(n: Tensor) -> Tensor:

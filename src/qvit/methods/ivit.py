@@ -7,13 +7,13 @@
 
 Where Q-ViT and its kin multiply integers and do the rest in float, here every operation is one on integers: sums are
 rescaled by a multiplier and a shift, softmax and GELU are made of shifts, LayerNorm of an integer square root, and the
-residual stream has 16 bits. `qvit_runtime.integer_ops` states the arithmetic; `ivit_network` how the files here divide the
+residual stream has 16 bits. `qvit_runtime.integer_ops` states the arithmetic; `ivit_arithmetic` how the files here divide the
 work. The forward pass of the module *is* the program: its logits in eval mode and in training are those of the interpreter.
 
 Differences from the authors' code: rounding needs no float (half rounds up, theirs half to even in float64); scales are
-fixed after calibration (theirs follow a moving average, in evaluation too); scales of exponentials have whole units
-(`ivit_grid`); square roots are exact; LayerNorm's beta is trained. Learned relative to the published recipe: nothing, its
-learning rate of 1e-6 is `fit`'s to set.
+fixed after calibration (theirs follow a moving average, in evaluation too), least-squares ones up to 8 bits (theirs
+min-max), and those of exponentials have whole units (`ivit_layers`); square roots are exact; LayerNorm's beta is trained.
+The published recipe trains with AdamW at a learning rate of 1e-6, 30 to 90 epochs; that is `fit`'s to set.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from timm.layers.attention import Attention
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import qvit_runtime.program as p
@@ -33,7 +34,7 @@ from ..freeze import FreezeError
 from ..placement import Placement
 from ..support import UnsupportedModelError, check_supported
 from .ivit_emission import Emission
-from .ivit_layers import Grid, LayerNorm, Linear
+from .ivit_layers import STREAM_BITS, Grid, Linear
 from .ivit_network import IntegerSwin, IntegerTransformer, IntegerViT
 from .ivit_observation import Observation
 
@@ -43,9 +44,10 @@ class IViT:
     """Options of I-ViT.
 
     weight_bits      of every linear layer but the patch embedding and the classifier, which take 8
-    activation_bits  of every operand of a product: LayerNorm outputs, q, k, v, attention map and output, GELU output
+    activation_bits  of the operands of products: LayerNorm outputs, q, k, v, attention output, GELU output
 
-    The inputs of softmax and GELU keep 8 bits and the residual stream 16, whatever these say.
+    Image, final features, the inputs of softmax and GELU and the attention map keep 8 bits and the residual stream 16,
+    whatever these say (`ivit_layers` has the reasons).
     """
 
     weight_bits: int = 8
@@ -71,8 +73,14 @@ def quantize(model: nn.Module, config: IViT | None = None) -> IntegerTransformer
                 f"{name} has QK-norm, for which I-ViT has no integer form; use a model without it, or another method"
             )
     source = copy.deepcopy(model)
-    kind = IntegerSwin if isinstance(source, SwinTransformer) else IntegerViT
-    return kind(source, config.weight_bits, config.activation_bits).train(model.training)
+    bits = (config.weight_bits, config.activation_bits)
+    network: IntegerTransformer
+    if isinstance(source, SwinTransformer):
+        network = IntegerSwin(source, *bits)
+    else:
+        assert isinstance(source, VisionTransformer)
+        network = IntegerViT(source, *bits)
+    return network.train(model.training)
 
 
 def require_integer(model: nn.Module) -> IntegerTransformer:
@@ -138,3 +146,41 @@ def freeze(
         metadata=metadata or {},
         integers=emission.integers,
     )
+
+
+def placement(model: nn.Module) -> list[Placement]:
+    """Rows of every integer tensor in the order of the model. There is no float row: nothing is float in between."""
+    network = require_integer(model)
+    rows = []
+    for name, module in network.named_modules():
+        match module:
+            case Linear():
+                rows.append(
+                    Placement(f"{name}.weight", module.bits, "signed", "scale per output channel", True, RESCALED)
+                )
+            case Grid():
+                sign = "signed" if module.signed else "unsigned"
+                rows.append(Placement(name, module.bits, sign, "per tensor", True, _reason(name, module)))
+    biases = sum(module.bias is not None for module in network.modules() if isinstance(module, Linear))
+    rows.append(Placement("biases", 32, "signed", f"of {biases} layers", True, "integers in units of the sums"))
+    return rows
+
+
+RESCALED = "sums of 32 bits, one multiplier and shift per output"
+REASONS = {
+    "image": "the only Quantize",
+    "scores": "input of Shiftmax",
+    "attention": "Shiftmax: exponentials by shifts",
+    "hidden": "input of ShiftGELU",
+    "tokens": "residual stream, position embedding and prefix tokens added as integers",
+    "logits": "mean of two heads",
+}
+
+
+def _reason(name: str, grid: Grid) -> str:
+    part = name.rpartition(".")[2]
+    if "norm" in name:
+        return "I-LayerNorm: integer square root"
+    if part in REASONS:
+        return REASONS[part]
+    return "residual stream: integer addition" if grid.bits == STREAM_BITS else "operand of a product"

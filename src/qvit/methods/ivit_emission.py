@@ -20,11 +20,11 @@ import qvit_runtime.program as p
 from .ivit_arithmetic import Factor, Pair
 from .ivit_layers import Grid, LayerNorm, Linear
 from .ivit_numbers import (
+    SHIFT_GELU_FRACTION,
     constant_codes,
     dyadic,
     layer_norm_numbers,
     linear_numbers,
-    shift_gelu_fraction,
     shiftmax_fraction,
 )
 
@@ -162,7 +162,7 @@ class Emission:
             kind: "" if values is None else self.integer(f"{name}.{kind}", constant_codes(values, x.scale))
             for kind, values in (("bias", bias), ("mask", mask))
         }
-        op = i.Shiftmax(x.name, name, unit, shiftmax_fraction(unit), names["bias"], names["mask"])
+        op = i.Shiftmax(x.name, name, unit, shiftmax_fraction(unit, self.shape(x)[-1]), names["bias"], names["mask"])
         return self.on(output, op, self.shape(x))
 
     def attention_value(self, attention: Coded, v: Coded, grid: Grid) -> Coded:
@@ -184,8 +184,7 @@ class Emission:
         return self.on(norm.output, op, self.shape(x))
 
     def gelu(self, x: Coded, grid: Grid) -> Coded:
-        unit = grid.unit
-        op = i.ShiftGelu(x.name, f"{x.name}.gelu", unit, shift_gelu_fraction(unit))
+        op = i.ShiftGelu(x.name, f"{x.name}.gelu", grid.unit, SHIFT_GELU_FRACTION)
         return self.sums(op, self.shape(x), x.scale / 256)
 
     def add(self, left: Coded, right: Coded, grid: Grid, factors: tuple[Factor, Factor]) -> Coded:

@@ -12,8 +12,17 @@ LARGEST = 2**31 - 1
 
 
 def requantize(x: Tensor, multiplier: Tensor, shift: Tensor) -> Tensor:
-    """R(x; m, e) = (x m + 2^(e-1)) >> e, int64, broadcasting; |x| <= 2^31."""
-    return (x * multiplier + (torch.ones_like(shift) << (shift - 1))) >> shift
+    """R(x; m, e) = (x m + 2^(e-1)) >> e, float64; x integers of at most 32 bits in any dtype, broadcasting.
+
+    While |x| < 2^21 the product has at most 52 bits, so floor(x (m / 2^e) + 1/2) in float64 is the same number and takes a
+    third of the time of 64-bit integers: the sum has at most 53 bits up to e = 53, and beyond it is between 1/4 and 3/4.
+    """
+    low, high = x.aminmax()
+    if max(-low.item(), high.item()) < 2**21:
+        ratio = multiplier.double() / (torch.ones_like(shift) << shift).double()
+        return (x.double() * ratio).add_(0.5).floor_()
+    half = torch.ones_like(shift) << (shift - 1)
+    return ((x.long() * multiplier + half) >> shift).double()
 
 
 def shift_exp(t: Tensor, unit: int, fraction: int) -> Tensor:
@@ -35,9 +44,9 @@ def layer_norm(x: Tensor, multiplier: Tensor, bias: Tensor, shift: int) -> Tenso
     channels = x.shape[-1]
     mean = torch.div(2 * x.sum(-1, keepdim=True) + channels, 2 * channels, rounding_mode="floor")
     y = x - mean
-    norm = integer_sqrt((y * y).sum(-1, keepdim=True)).clamp(min=1)
-    z = (y * (LARGEST // norm)) >> 1
-    return (((z * multiplier) >> (shift - 8)) + bias + 128) >> 8
+    norm = integer_sqrt((y * y).sum(-1, keepdim=True)).clamp_(min=1)
+    z = y.mul_(LARGEST // norm) >> 1
+    return ((z.mul_(multiplier) >> (shift - 8)) + (bias + 128)) >> 8
 
 
 def shiftmax(t: Tensor, unit: int, fraction: int, bits: int) -> Tensor:
@@ -47,7 +56,7 @@ def shiftmax(t: Tensor, unit: int, fraction: int, bits: int) -> Tensor:
 
 
 def shift_gelu(x: Tensor, unit: int, fraction: int) -> Tensor:
-    """x sigmoid(1.702 x) in 1 / 256 of x's scale, pivot max(0, largest x of the row); 8-bit codes in int64."""
-    pivot = x.amax(-1, keepdim=True).clamp(min=0)
+    """x sigmoid(1.702 x) in 1 / 256 of x's scale, int64."""
+    pivot = x.clamp(min=0)
     e1, e2 = shift_exp(x - pivot, unit, fraction), shift_exp(-pivot, unit, fraction)
     return x * ((e1 * (LARGEST // (e1 + e2))) >> 23)

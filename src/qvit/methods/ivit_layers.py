@@ -1,10 +1,12 @@
 """What I-ViT's network is made of: grids of activations, linear layers and LayerNorms; no arithmetic.
 
-A grid is symmetric and per tensor: value = scale * code. Three widths occur
-(I-ViT, arXiv 2207.01405, section 3.1 and its code):
+A grid is symmetric and per tensor: value = scale * code. Its width depends on the role (I-ViT, arXiv 2207.01405, section 3.1
+and its code):
 
     weight and activation bits   operands of the integer products
-    8 bits                       image, final features, and the inputs of the shift exponentials
+    8 bits                       image and final features; what goes into and comes out of the shift exponentials, the
+                                 attention map included: Shiftmax fixes its scale at 2^-bits, so that fewer bits would lose
+                                 every probability below 2^-bits
     16 bits                      the residual stream
 
 Its scale is a buffer that calibration fills and that training leaves alone; 0 means that nothing has filled it yet.
@@ -20,7 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-STREAM_BITS, EDGE_BITS = 16, 8
+STREAM_BITS, EDGE_BITS, SHIFT_BITS = 16, 8, 8
+LARGEST_UNIT = 1024  # a finer scale than 1 / 1024 adds nothing to an exponential
 SIGMOID = 1.702  # GELU(x) ~ x sigmoid(1.702 x)
 
 
@@ -59,7 +62,7 @@ class Grid(nn.Module):
     def set_scale(self, scale: float) -> None:
         """Fill the scale; widened to a whole unit where the tensor goes into an exponential."""
         if self.exponent:
-            scale = 1 / (self.exponent * max(1, int(1 / (self.exponent * scale))))
+            scale = 1 / (self.exponent * min(max(1, int(1 / (self.exponent * scale))), LARGEST_UNIT))
         self.scale.fill_(scale)
 
     def extra_repr(self) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..quantizer import UncalibratedError
 from .ivit_arithmetic import Arithmetic, Factor, Pair, T
-from .ivit_layers import EDGE_BITS, SIGMOID, STREAM_BITS, Grid, LayerNorm, Linear
+from .ivit_layers import EDGE_BITS, SHIFT_BITS, SIGMOID, STREAM_BITS, Grid, LayerNorm, Linear
 from .ivit_simulation import Codes, Simulation, quantize_image
 
 
@@ -85,12 +85,13 @@ class SelfAttention(nn.Module):
         self.factor: float = source.scale
         self.qkv, self.proj = Linear(source.qkv, weight_bits), Linear(source.proj, weight_bits)
         self.q, self.k, self.v = Grid(bits), Grid(bits), Grid(bits)
-        self.scores = Grid(EDGE_BITS, exponent=1.0)
-        self.attention = Grid(bits, signed=False, scale=2.0**-bits)
+        self.scores = Grid(SHIFT_BITS, exponent=1.0)
+        self.attention = Grid(SHIFT_BITS, signed=False, scale=2.0**-SHIFT_BITS)
         self.output = Grid(bits)
-        windowed = isinstance(source, WindowAttention)
-        self.relative_position_bias_table = source.relative_position_bias_table if windowed else None
-        index = source.relative_position_index.clone() if windowed else None
+        windows = source if isinstance(source, WindowAttention) else None
+        table = None if windows is None else windows.relative_position_bias_table
+        index = None if windows is None else windows.get_buffer("relative_position_index").clone()
+        self.register_parameter("relative_position_bias_table", table)
         self.register_buffer("position_index", index, persistent=False)
 
     def position_bias(self) -> Tensor | None:
@@ -113,7 +114,7 @@ class FeedForward(nn.Module):
     def __init__(self, source: Mlp, weight_bits: int, bits: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = Linear(source.fc1, weight_bits), Linear(source.fc2, weight_bits)
-        self.hidden = Grid(EDGE_BITS, exponent=SIGMOID)
+        self.hidden = Grid(SHIFT_BITS, exponent=SIGMOID)
         self.active = Grid(bits)
 
     def run(self, ops: Arithmetic[T], x: T) -> T:
@@ -127,9 +128,9 @@ class ViTBlock(nn.Module):
 
     def __init__(self, source: Block, weight_bits: int, bits: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = LayerNorm(source.norm1, bits), LayerNorm(source.norm2, bits)
-        self.attn = SelfAttention(source.attn, weight_bits, bits)
-        self.mlp = FeedForward(source.mlp, weight_bits, bits)
+        self.norm1, self.norm2 = LayerNorm(source.norm1, bits), LayerNorm(source.norm2, bits)  # type: ignore[arg-type]
+        self.attn = SelfAttention(source.attn, weight_bits, bits)  # type: ignore[arg-type]
+        self.mlp = FeedForward(source.mlp, weight_bits, bits)  # type: ignore[arg-type]
         self.ls1, self.ls2 = _scale(source.ls1), _scale(source.ls2)
         self.attended, self.output = Grid(STREAM_BITS), Grid(STREAM_BITS)
 
@@ -147,14 +148,14 @@ class SwinBlock(nn.Module):
 
     def __init__(self, source: SwinTransformerBlock, weight_bits: int, bits: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = LayerNorm(source.norm1, bits), LayerNorm(source.norm2, bits)
+        self.norm1, self.norm2 = LayerNorm(source.norm1, bits), LayerNorm(source.norm2, bits)  # type: ignore[arg-type]
         self.attn = SelfAttention(source.attn, weight_bits, bits)
         self.mlp = FeedForward(source.mlp, weight_bits, bits)
         self.attended, self.output = Grid(STREAM_BITS), Grid(STREAM_BITS)
         self.window: Pair = tuple(source.window_size)  # type: ignore[assignment]
         self.shift: Pair = tuple(source.shift_size)  # type: ignore[assignment]
-        self.size: Pair = tuple(source.input_resolution)  # type: ignore[assignment]
-        mask = source.get_attn_mask(device=source.norm1.weight.device, dtype=torch.float32)
+        self.size: Pair = tuple(source.input_resolution)  # type: ignore[assignment, arg-type]
+        mask = source.get_attn_mask(device=source.attn.proj.weight.device, dtype=torch.float32)
         self.register_buffer("mask", mask, persistent=False)
 
     def run(self, ops: Arithmetic[T], x: T) -> T:
@@ -171,7 +172,7 @@ class Merging(nn.Module):
 
     def __init__(self, source: PatchMerging, weight_bits: int, bits: int) -> None:
         super().__init__()
-        self.norm, self.reduction = LayerNorm(source.norm, bits), Linear(source.reduction, weight_bits)
+        self.norm, self.reduction = LayerNorm(source.norm, bits), Linear(source.reduction, weight_bits)  # type: ignore[arg-type]
         self.output = Grid(STREAM_BITS)
 
     def run(self, ops: Arithmetic[T], x: T) -> T:
@@ -248,6 +249,11 @@ class IntegerViT(IntegerTransformer):
     pos_embed, cls_token, dist_token and reg_token are timm's; with two heads, `logits` is the grid of their mean.
     """
 
+    pos_embed: Tensor | None
+    cls_token: Tensor | None
+    dist_token: Tensor | None
+    reg_token: Tensor | None
+
     def __init__(self, source: VisionTransformer, weight_bits: int, bits: int) -> None:
         super().__init__(source.no_weight_decay())
         self.patch_embed = PatchEmbedding(source.patch_embed)
@@ -255,7 +261,7 @@ class IntegerViT(IntegerTransformer):
             self.register_parameter(name, getattr(source, name, None))
         self.tokens = Grid(STREAM_BITS)
         self.norm_pre = _norm(source.norm_pre, STREAM_BITS)
-        self.blocks = nn.ModuleList(ViTBlock(block, weight_bits, bits) for block in source.blocks)
+        self.blocks = nn.ModuleList(ViTBlock(block, weight_bits, bits) for block in source.blocks)  # type: ignore[arg-type]
         self.norm, self.fc_norm = _norm(source.norm, EDGE_BITS), _norm(source.fc_norm, EDGE_BITS)
         self.first_pooled: int | None = None  # the class token alone
         self.pooled: Grid | None = None
@@ -263,9 +269,11 @@ class IntegerViT(IntegerTransformer):
             self.first_pooled = 0 if source.pool_include_prefix else source.num_prefix_tokens
             self.pooled = Grid(EDGE_BITS if self.fc_norm is None else STREAM_BITS)
         self.head = _head(source.head)
-        distilled = isinstance(source, VisionTransformerDistilled)
-        self.head_dist = _head(source.head_dist) if distilled else None
-        self.logits = Grid(STREAM_BITS) if distilled else None
+        self.head_dist: Linear | None = None
+        self.logits: Grid | None = None
+        if isinstance(source, VisionTransformerDistilled):
+            self.head_dist = _head(source.head_dist)
+            self.logits = Grid(STREAM_BITS)
 
     def prefix_and_position(self) -> tuple[Tensor, Tensor]:
         """Constant rows (P, C) with their position embedding added, and the position (N, C) of the patches."""
@@ -311,18 +319,15 @@ class IntegerSwin(IntegerTransformer):
 
     def __init__(self, source: SwinTransformer, weight_bits: int, bits: int) -> None:
         super().__init__(source.no_weight_decay())
-        self.patch_embed = PatchEmbedding(source.patch_embed)
-        self.embedded = Grid(STREAM_BITS) if self.patch_embed.norm is None else None
+        self.patch_embed = PatchEmbedding(source.patch_embed)  # type: ignore[arg-type]
         self.layers = nn.ModuleList(Stage(stage, weight_bits, bits) for stage in source.layers)
-        self.norm = LayerNorm(source.norm, EDGE_BITS)
+        self.norm = LayerNorm(source.norm, EDGE_BITS)  # type: ignore[arg-type]
         self.pooled = Grid(EDGE_BITS)
         head = _head(source.head.fc)
         self.head = nn.ModuleDict({} if head is None else {"fc": head})
 
     def run(self, ops: Arithmetic[T], image: T) -> T:
         x = self.patch_embed.run(ops, image, as_grid=True)
-        if self.embedded is not None:
-            x = ops.requantize(x, self.embedded)
         for stage in self.layers:
             x = stage.run(ops, x)  # type: ignore[operator]
         x = ops.mean_tokens(ops.layer_norm(x, self.norm), 0, self.pooled)

@@ -4,7 +4,7 @@
     linear      weight codes per output channel, scale max|w| / qmax; bias in units of the sums     `linear_numbers`
     LayerNorm   gamma sqrt(C) / s_out as m / 2^(shift - 30), beta / s_out in 1 / 256                `layer_norm_numbers`
     constants   position embedding, prefix tokens, position bias, mask in codes of their sum        `constant_codes`
-    fractions   how many bits below the point a shift exponential keeps                             `..._fraction`
+    softmax     how many bits below the point an exponential keeps                                  `shiftmax_fraction`
 
 Codes come as float tensors that hold integers, with the straight-through gradient where their source is a parameter; they
 are exact below 2^24 in float32 and below 2^53 in float64. Scales are float64: they enter multipliers only, and both sides
@@ -23,6 +23,7 @@ from ..ste import round_ste
 
 LARGEST = 2**31 - 1
 TINIEST = 1e-20  # scale of a weight row of zeros
+SHIFT_GELU_FRACTION = 14  # as `qvit_runtime.integer_ops` recommends
 BIAS_RANGE = 2.0**30  # a bias takes at most half of the 32 bits of a sum
 
 
@@ -93,15 +94,10 @@ def constant_codes(values: Tensor, scale: Tensor) -> Tensor:
     return round_ste(values / scale.float())
 
 
-def shiftmax_fraction(unit: int) -> int:
-    """Bits below the point of Shiftmax.
+def shiftmax_fraction(unit: int, tokens: int) -> int:
+    """Bits below the point of Shiftmax's exponentials.
 
-    With n of them an exponential below 2^-n counts as 2^-n, and the reciprocal of the sum, up to N unit 2^n, has a step of
-    N unit 2^n / 2^31 of itself: over N tokens both errors are equal at 2^2n = 2^31 / unit.
+    With n of them an exponential below 2^-n counts as 2^-n, and the reciprocal of their sum, up to N unit 2^n over N tokens,
+    is rounded by N unit 2^n / 2^31 of itself: the two errors are equal at 2^(2 n) = 2^31 / unit. The sum stays below 2^29.
     """
-    return max(1, round((31 - math.log2(unit)) / 2))
-
-
-def shift_gelu_fraction(unit: int) -> int:
-    """Bits below the point of ShiftGELU."""
-    return min(23, 29 - math.ceil(math.log2(unit)))
+    return max(1, min(round((31 - math.log2(unit)) / 2), 29 - math.ceil(math.log2(unit * tokens))))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..least_squares import least_squares
 from ..observers import Histogram
+from . import ivit_moves as moves
 from .ivit_arithmetic import Factor, Pair
 from .ivit_layers import STREAM_BITS, Grid, LayerNorm, Linear
-from . import ivit_moves as moves
 
 
 class Observation:

@@ -1,0 +1,137 @@
+"""read_artifact(): what a .qvit file says about its weights and grids, in numbers small enough for a page.
+
+A weight's codes c stand for the values c * scale. Everything here is in steps, value / scale, so that one axis serves all
+groups: codes are the whole numbers from qmin to qmax, and what lies beyond them was clipped. Beside the histogram of the
+codes stands that of the trained float weights, where the run still has them and they are the ones that were rounded: a
+method may freeze weights that it made of them, which is seen by the codes not being theirs.
+
+Groups are the blocks of the weight's scale. A weight with scales per channel has hundreds; there the channels of one
+bit-width are one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import qvit_runtime
+from qvit_runtime.inspection import describe
+from qvit_runtime.program import Grid, Weight
+
+BINS = 32  # of the float weights of a group
+MOST_BLOCKS = 100  # more blocks than that are channels and not heads
+OWN = 0.999  # share of codes that must be those of the float weights
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The weights of one group, in steps.
+
+    group, groups  which block; groups is 0 for all channels of one bit-width
+    bits           of the codes
+    scale          of one step, the mean where there are several
+    codes          (code, percent of the weights), for each code of the grid
+    values         (left edge, right edge, percent per step) of the float weights, or nothing
+    """
+
+    tensor: str
+    group: int
+    groups: int
+    bits: int
+    scale: float
+    codes: tuple[tuple[int, float], ...]
+    values: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that an activation's codes can stand for, one group: from `low` to `high` in `2^bits - 1` steps."""
+
+    tensor: str
+    group: int
+    groups: int
+    bits: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A frozen program. `description` is that of `qvit-runtime inspect`; `kib` the size of the file."""
+
+    description: dict[str, Any]
+    kib: float
+    histograms: tuple[Histogram, ...]
+    ranges: tuple[Range, ...]
+
+
+def read_artifact(path: Path, tensors: dict[str, Tensor]) -> Artifact:
+    """Read a .qvit file; `tensors` is the state of the trained module, or nothing. Raises ArtifactError naming the file."""
+    program = qvit_runtime.load(path)
+    histograms: list[Histogram] = []
+    for name, weight in program.weights.items():
+        histograms += _histograms(name, weight, tensors.get(name))
+    ranges = [
+        found
+        for activation in describe(program)["activations"]
+        for found in _ranges(activation["name"], program.buffers[activation["name"]].grid)
+    ]
+    return Artifact(describe(program), path.stat().st_size / 1024, tuple(histograms), tuple(ranges))
+
+
+def _ranges(name: str, grid: Grid | None) -> Iterator[Range]:
+    assert grid is not None  # `activations` lists buffers that hold codes
+    low, high = (limit * grid.scale + grid.offset for limit in (grid.qmin, grid.qmax))
+    for group, bits in enumerate(grid.bits):
+        yield Range(name, group, grid.groups, bits, float(low[group]), float(high[group]))
+
+
+def _histograms(name: str, weight: Weight, values: Tensor | None) -> Iterator[Histogram]:
+    rows, columns = weight.bits.shape
+    height, width = weight.codes.shape[0] // rows, weight.codes.shape[1] // columns
+
+    def spread(per_block: np.ndarray) -> np.ndarray:
+        """(row groups, column groups) -> (out, in)"""
+        return per_block.repeat(height, 0).repeat(width, 1)
+
+    scale = spread(weight.scale)
+    steps = None if values is None else values.numpy().reshape(weight.codes.shape) / scale
+    if steps is not None and not _are_theirs(weight.codes, steps, spread(weight.bits)):
+        steps = None
+    by_channel = weight.bits.size > MOST_BLOCKS
+    blocks = weight.bits if by_channel else np.arange(weight.bits.size).reshape(rows, columns)
+    inside = spread(blocks)
+    for block in np.unique(blocks):
+        chosen = inside == block
+        bits = int(weight.bits[blocks == block][0])
+        yield Histogram(
+            tensor=name,
+            group=int(block),
+            groups=0 if by_channel else weight.bits.size,
+            bits=bits,
+            scale=float(scale[chosen].mean()),
+            codes=_of_codes(weight.codes[chosen], bits),
+            values=() if steps is None else _of_values(steps[chosen]),
+        )
+
+
+def _are_theirs(codes: np.ndarray, steps: np.ndarray, bits: np.ndarray) -> bool:
+    half = 2 ** (bits - 1)
+    return bool((np.rint(np.clip(steps, -half, half - 1)) == codes).mean() > OWN)
+
+
+def _of_codes(codes: np.ndarray, bits: int) -> tuple[tuple[int, float], ...]:
+    half = 2 ** (bits - 1)
+    counts = np.bincount(codes.ravel().astype(np.int64) + half, minlength=2 * half)
+    return tuple((code - half, float(count) * 100 / codes.size) for code, count in enumerate(counts))
+
+
+def _of_values(steps: np.ndarray) -> tuple[tuple[float, float, float], ...]:
+    counts, edges = np.histogram(steps, bins=BINS)
+    share = counts * 100 / steps.size / np.diff(edges)
+    return tuple((float(a), float(b), float(s)) for a, b, s in zip(edges, edges[1:], share, strict=False))

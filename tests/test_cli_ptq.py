@@ -1,0 +1,108 @@
+"""qvit ptq: from a run, a recipe and a timm name; with labels and without; errors of one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from qvit.cli import main
+from qvit.finished import read_recipe, read_result
+from qvit.range_observers import Percentile
+
+
+def ptq(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, str]:
+    """(JSON, what people read)"""
+    assert main(["ptq", *arguments, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+def test_from_a_float_run(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, run = done
+    out = tmp_path / "out"
+    result, text = ptq(capsys, str(run / "float"), "--calibration-images", "32", "--out", str(out))
+    assert result == read_result(out)
+    assert (result["method"], result["images"], result["epochs"]) == ("PTQ MinMax W8A8", 80, 0)
+    assert result["top1_float"] == read_result(run / "float")["top1"]
+    assert f"top-1        {result['top1']:.2f} % (float" in text
+    assert (
+        f"wrote {out / 'result.json'} and {out / 'model.qvit'}\nnext: qvit-runtime inspect {out / 'model.qvit'}" in text
+    )
+    assert "blocks.0.attn.softmax" not in text
+    recipe = read_recipe(out)
+    assert (recipe.calibration, recipe.data.eval_batch_size, recipe.fit.epochs) == (32, 32, 0)
+
+
+def test_bits_observer_and_placement(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """From a recipe with its own weights; few bits without training collapse, and it says so."""
+    recipe, run = done
+    changed = recipe.with_name("weights.toml")
+    changed.write_text(recipe.read_text().replace("[model]", f'[model]\ncheckpoint = "{run / "float"}"'))
+    choices = ["--weight-bits", "2", "--activation-bits", "3", "--observer", "percentile", "--max-images", "40"]
+    out = str(tmp_path / "out")
+    result, text = ptq(capsys, str(changed), *choices, "--calibration-images", "32", "--placement", "--out", out)
+    assert (result["method"], result["images"]) == ("PTQ Percentile W2A3", 40)
+    assert read_recipe(out).quantize.observer == Percentile()  # type: ignore[union-attr]
+    assert result["bits"]["blocks.0.mlp.fc1.weight"] == 2
+    assert re.search(r"blocks.0.attn.softmax +float", text)
+    assert (result["collapse"] is None) == ("collapsed: " not in text)
+
+
+def test_a_flat_folder_serves_agreement(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe, run = done
+    flat = recipe.parent / "digits" / "train" / "3"
+    result, text = ptq(capsys, str(run / "float"), "--data", str(flat), "--out", str(tmp_path / "out"))
+    assert (result["images"], result["top1"], result["collapse"]) == (16, None, None)
+    assert result["agreement_float"] > 80
+    assert "top-1" not in text
+    assert "same class" in text
+
+
+def test_default_directory_and_resume(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(done[1] / "float"), "--calibration-images", "32", "--method", "lsq"]
+    result, _ = ptq(capsys, *arguments)
+    assert read_result("runs/ptq_float_lsq_w8a8") == result
+    assert main(["ptq", *arguments]) == 2
+    assert "is not empty; choose another --out, or continue it with --resume" in capsys.readouterr().err
+    assert ptq(capsys, *arguments, "--resume")[0] == result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["vit_tiny_patch16_224"], r"qvit: vit_tiny_patch16_224 does not say which images to read; give --data"),
+        (["RUN"], r"qvit: .* is a run of method 'qvit'; give a float run, such as .*float"),
+        (["FLOAT", "--weight-bits", "1"], r"qvit: FixedBits.bits is 1; bit-widths go from 2 to 8"),
+        (
+            ["FLOAT", "--method", "tsptq", "--observer", "mse"],
+            r"qvit: method 'tsptq' has no observer to choose; these have: .*ptq",
+        ),
+        (["FLOAT", "--calibration-images", "0"], r"qvit: --calibration-images is 0; it takes at least one image"),
+        (["."], r"qvit: . has no recipe.json, so it is no run directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_errors(
+    arguments: list[str],
+    text: str,
+    done: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"RUN": str(done[1]), "FLOAT": str(done[1] / "float")}
+    assert main(["ptq", *(names.get(argument, argument) for argument in arguments)]) == 2
+    err = capsys.readouterr().err
+    assert re.match(text, err), err
+    assert err.count("\n") == 1

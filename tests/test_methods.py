@@ -1,0 +1,156 @@
+"""Every method through the same pipeline: files, fields, loading, post-training and trained; what a recipe may say of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qvit_runtime
+from qvit.data import open_eval
+from qvit.dry_run import dry_run
+from qvit.evaluate import evaluate
+from qvit.finished import load_exact, read_recipe, read_result
+from qvit.methods import METHODS
+from qvit.outcome import load_predictions
+from qvit.pipeline import run_recipe
+from qvit.recipe import Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
+from test_pipeline import FIELDS
+from toy_pipeline import UNIFORM3
+
+TRAINED = [name for name, method in METHODS.items() if method.trains and name != "qvit"]
+
+
+def recipe_for(done: tuple[Path, Path], method: str, bits: int, epochs: float) -> Recipe:
+    """The toy recipe, starting from the float row of the toy run, with another method."""
+    path, run = done
+    base = load_recipe(path)
+    return dataclasses.replace(
+        base,
+        method=method,
+        model=dataclasses.replace(base.model, checkpoint=str(run / "float")),
+        train_float=None,
+        uniform_baseline=0,
+        budget=None,
+        quantize=METHODS[method].uniform(bits, bits),
+        fit=dataclasses.replace(base.fit, epochs=epochs, cache_teacher=False),
+    )
+
+
+def check_row(result: dict, folder: Path, method: str) -> None:
+    """Fields, files, and that the directory holds the network that result.json speaks of."""
+    assert result.keys() >= FIELDS
+    assert (result["method_name"], result["artifact"]) == (method, "model.qvit")
+    assert result["calibration_seconds"] > 0
+    assert result["gbitops"] > 0
+    assert result["agreement_frozen"] > 95
+    recipe = read_recipe(folder)
+    assert recipe.method == method
+    again = evaluate(load_exact(folder), open_eval(recipe.data))
+    assert again.top1 == result["top1"]
+    predictions = load_predictions(folder)
+    assert (predictions["labels"] == predictions["module"]).mean() * 100 == pytest.approx(result["top1"])
+    assert (predictions["labels"] == predictions["float"]).mean() * 100 == pytest.approx(result["top1_float"])
+    np.testing.assert_array_equal(predictions["module"], again.predictions)
+    qvit_runtime.check(qvit_runtime.load(folder / "model.qvit"))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "qvit"])
+def test_post_training(method: str, done: tuple[Path, Path], tmp_path: Path) -> None:
+    """Eight bits without training: close to the float model, and one command away."""
+    result = run_recipe(recipe_for(done, method, 8, 0), tmp_path / "run", quiet=True)
+    check_row(result, tmp_path / "run", method)
+    assert (result["training_seconds"], result["images_per_second"], result["epochs"]) == (0, None, 0)
+    assert result["agreement_float"] > 80
+    assert result["collapse"] is None
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_trained(method: str, done: tuple[Path, Path], tmp_path: Path) -> None:
+    bits = 8 if method == "ivit" else 3
+    recipe = recipe_for(done, method, bits, 0.5)
+    result = run_recipe(recipe, tmp_path / "run", quiet=True)
+    check_row(result, tmp_path / "run", method)
+    assert result["training_seconds"] > 0
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    assert run_recipe(recipe, tmp_path / "run", resume=True, quiet=True) == result
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_round_trip(method: str) -> None:
+    recipe = Recipe(
+        method=method, quantize=METHODS[method].uniform(4, 5), fit=dataclasses.replace(Recipe().fit, epochs=0)
+    )
+    assert recipe_from_values(json.loads(json.dumps(recipe_to_values(recipe)))) == recipe
+
+
+def test_cost_is_the_same_read_off_the_module_and_off_the_program(done: tuple[Path, Path]) -> None:
+    from qvit.outcome import cost_of_program
+
+    result = read_result(done[1] / "uniform3")
+    program = cost_of_program(qvit_runtime.load(done[1] / "uniform3" / "model.qvit"))
+    assert program["gbitops"] == pytest.approx(UNIFORM3)
+    for key in ("average_weight_bits", "average_activation_bits", "weight_kib"):
+        assert program[key] == pytest.approx(result[key], rel=2e-3), key
+    assert program["bits"]["blocks.0.attn.v"] == result["bits"]["blocks.0.attn.v"][0] == 3
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def written(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    return load_recipe(path, overrides)
+
+
+def test_the_table_quantize_holds_the_options_of_the_method(tmp_path: Path) -> None:
+    text = 'method = "qvit-irm"\n[quantize]\nguide = 0.5\n'
+    assert written(tmp_path, text, "quantize.weight_bits=3").quantize == METHODS["qvit-irm"].config(
+        weight_bits=3, guide=0.5
+    )
+    text = 'method = "ptq"\nfit = { epochs = 0 }\n[quantize]\nobserver = { kind = "Percentile", share = 0.999 }\n'
+    options = written(tmp_path, text).quantize
+    assert options.observer.share == 0.999  # type: ignore[union-attr]
+    text = 'method = "lsq"\n[quantize]\nweights = { kind = "FixedBits", bits = 2 }\nactivations = { kind = "FixedBits", bits = 2 }'
+    assert written(tmp_path, text).quantize.weights.bits == 2  # type: ignore[union-attr]
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    """Those that it writes; those typed on the command line are relative to the working directory."""
+    text = '[model]\ncheckpoint = "a.pth"\n[budget]\nmilliseconds = 1.0\ntable = "b.json"'
+    recipe = written(tmp_path, text)
+    assert recipe.model.checkpoint == str(tmp_path / "a.pth")
+    assert recipe.budget is not None
+    assert recipe.budget.table == str(tmp_path / "b.json")
+    typed = written(tmp_path, text, "budget.table=b.json").budget
+    assert typed is not None
+    assert typed.table == str(Path.cwd() / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('method = "gptq"', r"method is 'gptq'; allowed: 'qvit', 'lsq', .*'float'"),
+        ('method = "ptq"', r"method 'ptq' is post-training quantization: set fit.epochs = 0"),
+        ('method = "lsq"', r"method 'lsq' has fixed bits: give quantize.weights"),
+        ("fit = { epochs = 0 }", r"bits cannot be learned without training: give fit.epochs"),
+        ('method = "qvit-irm"\nquantize = { kind = "Spec" }', r"method 'qvit-irm' takes QViTIRM in quantize, not Spec"),
+        ('method = "qvit-irm"\nquantize = { heads = 1 }', r"unknown key heads in x.toml.quantize; known: weight_bits"),
+        ('method = "qvit-irm"\nuniform_baseline = 3', r"uniform_baseline belongs to method 'qvit', not to 'qvit-irm'"),
+    ],
+)
+def test_what_a_recipe_may_not_say(text: str, error: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=error):
+        written(tmp_path, text)
+
+
+@pytest.mark.parametrize("method", ["ptq", "qvit-irm"])
+def test_dry_run_of_a_method(method: str, done: tuple[Path, Path]) -> None:
+    epochs = 1 if METHODS[method].trains else 0
+    kinds = [line.partition(":")[0] for line in dry_run(recipe_for(done, method, 4, epochs))]
+    assert kinds == ["model", "data", "calibration", *(["training"] if epochs else []), "freeze"]

@@ -1,0 +1,207 @@
+"""What the pictures of a report are made of: stretches, thinned logs, histograms, banks, places, colours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import qvit_runtime
+from qvit.freeze import integer_weight
+from toy_models import calibrated, uniform, vit
+from toy_programs import vit_program
+
+pytest.importorskip("altair")
+from qvit.report.artifact import read_artifact
+from qvit.report.banks import read_banks
+from qvit.report.chart_paths import looks, paths
+from qvit.report.chart_training import training
+from qvit.report.picture import Cast, Table, digits, domain
+from qvit.report.read import read_run
+from qvit.report.rows import side_by_side
+from qvit.report.tensors import Place, place_of
+from qvit.report.theme import DARK, DASHES, LIGHT, SHAPES, Theme
+from qvit.spec import FixedBits, LearnedBits, Spec
+from toy_report import bits_at, groups, write_run
+
+
+@pytest.mark.parametrize("times", [6, 240])
+def test_stretches_of_bits_are_the_history(times: int, tmp_path: Path) -> None:
+    run = read_run("run", write_run(tmp_path / "run", ["bits", "metrics"], steps=16))
+    (picture,) = paths(run, "run0", times)
+    tensors = picture.tables["groups"].column("tensor")
+    assert len(tensors) == sum(groups().values())
+    seen = {tensor: tensors.index(tensor) for tensor in tensors}
+    steps = [0, 2, 3, 5, 6, 8] if times == 6 else range(9)
+    for group, start, end, bits in picture.tables["stretches"].rows:
+        name = tensors[group]  # type: ignore[call-overload]
+        place = group - seen[name]  # type: ignore[operator]
+        inside = [step for step in steps if start <= step < end]  # type: ignore[operator]
+        assert {bits_at(step, 0)[name][place] for step in inside} == {bits}
+    ends: dict[object, object] = {}
+    for group, start, end, _ in picture.tables["stretches"].rows:
+        assert ends.get(group, 0) == start  # no gap and no overlap, from 0 to the last step
+        ends[group] = end
+    assert set(ends.values()) == {16}
+    assert picture.tables["locks"].rows == [(8,)]
+
+
+def test_looks_shrink_with_the_number_of_groups(tmp_path: Path) -> None:
+    run = read_run("run", write_run(tmp_path / "run", ["bits"], steps=4, depth=12))
+    few, many = looks([run]), looks([run] * 40)
+    assert few == 240 > many
+    assert many == 300_000 // (40 * sum(groups(12).values()))
+
+
+def test_long_logs_are_thinned_to_means_that_keep_the_last_step(tmp_path: Path) -> None:
+    run = read_run("run", write_run(tmp_path / "run", ["metrics"], steps=20_000))
+    pictures = {picture.key: picture for picture in training([run], Cast(["run"], legend=False))}
+    table = pictures["training-loss"].tables["metrics"]
+    assert len(table.rows) <= 9600
+    assert table.column("step")[-1] == 20_000
+    losses = [line["loss"] for line in run.metrics if "loss" in line]
+    assert table.column("loss")[0] == pytest.approx(np.mean(losses[:3]), rel=1e-4)  # type: ignore[arg-type]
+    assert "mean of up to 3 logged lines" in pictures["training-loss"].caption
+    assert len(pictures["training-top1"].tables["evaluations"].rows) == 2
+
+
+def test_histograms_count_every_weight(tmp_path: Path) -> None:
+    program = vit_program()
+    qvit_runtime.save(program, tmp_path / "model.qvit")
+    artifact = read_artifact(tmp_path / "model.qvit", {})
+    for histogram in artifact.histograms:
+        weight = program.weights[histogram.tensor]
+        assert len(histogram.codes) == 2**histogram.bits
+        assert sum(share for _, share in histogram.codes) == pytest.approx(100)
+        if histogram.groups == 1:
+            zero = next(share for code, share in histogram.codes if code == 0)
+            assert zero == pytest.approx((weight.codes == 0).mean() * 100)
+    rows = [h for h in artifact.histograms if h.tensor == "blocks.0.attn.qkv.weight"]
+    assert [h.bits for h in rows] == program.weights[rows[0].tensor].bits.ravel().tolist()
+    for found in artifact.ranges:
+        grid = program.buffers[found.tensor].grid
+        assert grid is not None
+        step = (found.high - found.low) / (2**found.bits - 1)
+        assert step == pytest.approx(grid.scale[found.group], rel=1e-5)
+
+
+def test_float_weights_are_shown_where_the_codes_are_theirs(tmp_path: Path) -> None:
+    qvit_runtime.save(vit_program(per_channel=True), tmp_path / "model.qvit")
+    layer = calibrated(vit(), uniform(3)).get_submodule("blocks.0.mlp.fc1")
+    weight = integer_weight(layer)  # type: ignore[arg-type]
+    program = vit_program()
+    name = "blocks.0.mlp.fc1.weight"
+    program.weights[name] = weight
+    qvit_runtime.save(program, tmp_path / "model.qvit")
+    own = layer.weight.detach()  # type: ignore[union-attr, operator]
+    for values, drawn in ((own, True), (torch.randn(own.shape), False), (None, False)):
+        tensors = {} if values is None else {name: values}
+        found = [h for h in read_artifact(tmp_path / "model.qvit", tensors).histograms if h.tensor == name]  # type: ignore[arg-type]
+        assert all(bool(h.values) == drawn for h in found)
+    area = sum(
+        (high - low) * share
+        for low, high, share in next(
+            iter(
+                h
+                for h in read_artifact(tmp_path / "model.qvit", {name: own}).histograms
+                if h.tensor == name  # type: ignore[dict-item]
+            )
+        ).values
+    )
+    assert area == pytest.approx(100)
+
+
+def test_banks_know_the_bits_of_their_slots() -> None:
+    state = {
+        "a.weight_quantizer.log_scale": torch.log(torch.tensor([[4.0, 2.0, 1.0]])),
+        "a.weight_quantizer.bit_width": torch.tensor([4]),
+        "a.input_quantizer.log_scale": torch.log(torch.tensor([[8.0, 4.0]])),
+        "a.input_quantizer.bit_width": torch.tensor([3, 2]),
+        "b.input_quantizer.log_scale": torch.log(torch.tensor([[0.5]])),
+        "b.input_quantizer.bit_width": torch.tensor([8]),
+    }
+    spec = Spec(weights=LearnedBits(3, 5), activations=FixedBits(4), overrides=(("a.input", LearnedBits(2, 3, 3.0)),))
+    found = [
+        (b.tensor, b.group, b.in_use, {n: round(s, 4) for n, s in b.scales.items()}) for b in read_banks(state, spec)
+    ]
+    assert found == [
+        ("a.weight", 0, 4, {3: 4.0, 4: 2.0, 5: 1.0}),
+        ("a.input", 0, 3, {2: 8.0, 3: 4.0}),
+        ("a.input", 1, 2, {2: 8.0, 3: 4.0}),
+        ("b.input", 0, 8, {8: 0.5}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "group", "count", "expected"),
+    [
+        ("blocks.3.attn.qkv.weight", 4, 9, Place("3", "k weight", 1)),
+        ("layers.1.blocks.0.attn.v", 2, 6, Place("1.0", "v", 2)),
+        ("blocks.3.attn.v", 0, 1, Place("3", "attn.v", None)),
+        ("blocks.3.attn.qkv.input", 0, 1, Place("3", "attn.qkv.input", None)),
+        ("blocks.11.mlp.fc1.weight", 0, 1, Place("11", "mlp.fc1.weight", None)),
+        ("layers.1.downsample.reduction.input", 0, 1, Place("layers.1.downsample", "input", None)),
+        ("patch_embed.proj.weight", 0, 1, Place("patch_embed", "weight", None)),
+    ],
+)
+def test_places(tensor: str, group: int, count: int, expected: Place) -> None:
+    assert place_of(tensor, group, count) == expected
+
+
+def test_the_table_leaves_out_columns_that_no_run_fills(tmp_path: Path) -> None:
+    run = read_run("run", write_run(tmp_path / "run", ["result"], seed=2))
+    grid = side_by_side([run])
+    assert "ms" not in grid.columns
+    row = {title: cell for title, cell in zip(grid.columns, grid.rows[0], strict=True)}
+    assert (row["minus float"].text, row["minus float"].number) == ("-3.00", -3.0)
+    assert row["budget"].text == "0.05 gbitops"
+
+
+def test_small_helpers() -> None:
+    assert digits(123456.789) == 123460.0
+    assert Table(("a", "b"), [(1, 2)]).records() == [{"a": 1, "b": 2}]
+    low, high = domain([5.0, None]).to_dict()["domain"]
+    assert low < 5 < high
+
+
+# Linear RGB -> what each kind of colour blindness sees (Machado, Oliveira, Fernandes 2009, severity 1.0).
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_LMS = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+          [0.0883024619, 0.2817188376, 0.6299787005]]  # fmt: skip
+TO_LAB = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+          [0.0259040371, 0.7827717662, -0.8086757660]]  # fmt: skip
+
+
+def linear(color: str) -> np.ndarray:
+    values = np.array([int(color[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(one: str, other: str) -> float:
+    light = sorted(float(linear(color) @ [0.2126, 0.7152, 0.0722]) + 0.05 for color in (one, other))
+    return light[1] / light[0]
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_colours_survive_colour_blindness_and_have_contrast(theme: Theme) -> None:
+    assert min(contrast(color, theme.background) for color in theme.palette) >= 3
+    assert contrast(theme.text, theme.background) >= 7
+    assert contrast(theme.quiet, theme.background) >= 4.5
+    for matrix in SIGHT.values():
+        seen = np.clip(np.array([linear(color) for color in theme.palette]) @ np.array(matrix).T, 0, 1)
+        lab = np.cbrt(seen @ np.array(TO_LMS).T) @ np.array(TO_LAB).T
+        apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + np.eye(len(lab))
+        assert apart.min() >= 0.13
+
+
+def test_thirty_lines_and_forty_two_points_look_different() -> None:
+    colors = len(LIGHT.palette)
+    assert len({(n % colors, n % len(DASHES)) for n in range(30)}) == 30
+    assert len({(n % colors, n % len(SHAPES)) for n in range(42)}) == 42
