@@ -1,5 +1,8 @@
 #include "code_tables.h"
 
+#include <algorithm>
+
+#include "integer_math.h"
 #include "layout.h"
 
 namespace qvit {
@@ -13,6 +16,11 @@ int group_at(const Buffer& b, int64_t row_group, int64_t column) {
 }
 
 int64_t padded_width(const Buffer& b) { return round_up(b.last(), kPanel); }
+
+// Integers have one entry, or one per group.
+int64_t entry(const Integers& integers, int group) {
+  return integers.data[integers.data.size() == 1 ? 0 : static_cast<size_t>(group)];
+}
 
 }  // namespace
 
@@ -29,13 +37,25 @@ RowGroups::RowGroups(const Buffer& b) {
   for (int axis = b.grid->axis + 1; axis < b.rank() - 1; ++axis) rows_ *= b.shape[axis];
 }
 
+bool rescales_small(const Buffer& buffer, const Integers& multiplier, const Integers& shift, int64_t largest) {
+  constexpr int64_t kSmall = int64_t{1} << 30;
+  for (int group = 0; group < buffer.grid->groups(); ++group) {
+    const int64_t m = entry(multiplier, group), e = entry(shift, group), half = int64_t{1} << (e - 1);
+    const int64_t low = buffer.grid->qmin(group), high = buffer.grid->qmax(group);
+    for (int64_t x : {std::max(low, -largest), std::min(high, largest)}) {
+      const int64_t result = rescale(x, m, half, e);
+      if (result < -kSmall || result >= kSmall) return false;
+    }
+  }
+  return true;
+}
+
 RescaleTable::RescaleTable(const Buffer& buffer, const Integers& multiplier, const Integers& shift)
     : groups_(buffer), width_(padded_width(buffer)) {
   for (int64_t g = 0; g < groups_.count(); ++g) {
     for (int64_t c = 0; c < width_; ++c) {
       const int group = group_at(buffer, g, c);
-      const int64_t m = multiplier.data[multiplier.data.size() == 1 ? 0 : static_cast<size_t>(group)];
-      const int64_t e = shift.data[shift.data.size() == 1 ? 0 : static_cast<size_t>(group)];
+      const int64_t m = entry(multiplier, group), e = entry(shift, group);
       multiplier_.push_back(m);
       shift_.push_back(e);
       half_.push_back((int64_t{1} << (e - 1)) + (buffer.narrow() ? buffer.grid->qmin(group) * m : 0));

@@ -24,6 +24,10 @@ class RowGroups {
   int64_t rows_ = 1, count_ = 1;
 };
 
+// Does no R of codes of this buffer, which are at most `largest` in size, leave [-2^30, 2^30)? Only then are results
+// clipped in 32 bits, or a Requantize fused.
+bool rescales_small(const Buffer& buffer, const Integers& multiplier, const Integers& shift, int64_t largest);
+
 // R(x; multiplier, shift) for the rows of a buffer of codes. Each integer array has one entry or one per group.
 class RescaleTable {
  public:
@@ -51,7 +55,7 @@ class ClipTable {
  private:
   RowGroups groups_;
   int64_t width_ = 0;
-  std::vector<int64_t> low_, high_;
+  std::vector<int32_t> low_, high_;
 };
 
 // Group of column c (0 where groups are rows, and one table row holds one group).

@@ -13,11 +13,13 @@ Planner::Planner(const Program& program, bool fuse, Plan& plan)
       fuse_(fuse),
       plan_(plan),
       readers_(program.buffers.size()),
+      writer_(program.buffers.size(), -1),
       done_(program.ops.size()),
       storage_(program.buffers.size(), -1),
       place_(program.buffers.size()) {
   for (size_t i = 0; i < program.ops.size(); ++i) {
     for (int b : program.ops[i].inputs) readers_[b].push_back(static_cast<int>(i));
+    writer_[program.ops[i].output] = static_cast<int>(i);
   }
   for (int b : program.outputs) readers_[b].push_back(-1);
   for (int b : program.inputs) plan_.inputs.push_back({program.buffers[b], own_storage(b), std::nullopt});

@@ -4,6 +4,8 @@
 //   LinearAccumulate -> AddRequantize                              the residual stream
 //   ShiftGelu -> Requantize                                        one table
 //   QueryKeyAccumulate -> Requantize -> Shiftmax -> AttentionValueAccumulate -> (Requantize -> MergeHeads)
+#include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #include "planner.h"
@@ -23,8 +25,8 @@ void Planner::integer_step_for(int i) {
     case Kind::kRequantize:
     case Kind::kAddRequantize: return requantize(i);
     case Kind::kIntegerTokens: {
-      const RescaledOperand operand = {&in, integers(o.tensors[2]), integers(o.tensors[3]), from};
-      return emit(make_integer_tokens(kernels(), operand, *integers(o.tensors[0]), *integers(o.tensors[1]), out,
+      const RescaledOperand x = {&in, integers(o.tensors[2]), integers(o.tensors[3]), from, largest_code(o.inputs[0])};
+      return emit(make_integer_tokens(kernels(), x, *integers(o.tensors[0]), *integers(o.tensors[1]), out,
                                       own_storage(o.output)),
                   {i});
     }
@@ -40,18 +42,53 @@ void Planner::integer_step_for(int i) {
                                 {integers(o.tensors[0]), integers(o.tensors[1])}, from, own_storage(o.output)),
                   {i});
     case Kind::kLogIntSoftmax:
-      return emit(make_log_int_softmax(kernels(), in, out, {o.integers[0], o.integers[1], o.integers[2]},
+      return emit(make_log_int_softmax(in, out, {o.integers[0], o.integers[1], o.integers[2]},
                                        {integers(o.tensors[0]), integers(o.tensors[1])}, from, own_storage(o.output)),
                   {i});
-    case Kind::kShiftAttentionValue: {
-      const Buffer& value = buffer(o.inputs[1]);
-      const HeadShape shape = head_shape(in, in.last(), value.last());
-      return emit(
-          make_shift_attention_value(kernels(), shape, in, value, from, heads_at(o.inputs[1]), own_storage(o.output)),
-          {i});
-    }
+    case Kind::kShiftAttentionValue: return shift_attention_value(i);
     default: throw ProgramError("op " + std::to_string(i) + ": has no step");
   }
+}
+
+// No code of this buffer is larger in size: for sums far below what 32 bits could hold.
+int64_t Planner::largest_code(int b) const {
+  const Grid& grid = *buffer(b).grid;
+  int64_t largest = 0;
+  for (int g = 0; g < grid.groups(); ++g) {
+    largest = std::max({largest, -int64_t{grid.qmin(g)}, int64_t{grid.qmax(g)}});
+  }
+  if (writer_[b] < 0) return largest;
+  const Op& o = op(writer_[b]);
+  switch (o.kind) {
+    case Kind::kLinearAccumulate: {
+      const Weight& w = program_.weights[o.tensors[0]];
+      const Integers* bias = integers(o.tensors[1]);
+      const int64_t input = largest_code(o.inputs[0]);
+      int64_t sums = 0;
+      for (int64_t row = 0; row < w.out; ++row) {
+        int64_t total = bias != nullptr ? std::llabs(bias->data[row]) : 0;
+        for (int64_t k = 0; k < w.in; ++k) total += std::abs(w.codes[row * w.in + k]) * input;
+        sums = std::max(sums, total);
+      }
+      return sums;
+    }
+    case Kind::kQueryKeyAccumulate:
+    case Kind::kAttentionValueAccumulate:
+      return buffer(o.inputs[0]).last() * largest_code(o.inputs[0]) * largest_code(o.inputs[1]);
+    case Kind::kSplitHeads:
+    case Kind::kMergeHeads:
+    case Kind::kWindowPartition:
+    case Kind::kWindowMerge:
+    case Kind::kPatchMerge:
+    case Kind::kSelectToken: return largest_code(o.inputs[0]);
+    default: return largest;
+  }
+}
+
+RescaledOperand Planner::operand(int i, size_t side) const {
+  const Op& o = op(i);
+  const int b = o.inputs[side];
+  return {&buffer(b), integers(o.tensors[2 * side]), integers(o.tensors[2 * side + 1]), storage_[b], largest_code(b)};
 }
 
 void Planner::linear_accumulate(int i) {
@@ -63,11 +100,11 @@ void Planner::linear_accumulate(int i) {
   std::vector<int> ops = {i};
   int result = o.output;
   const int requantize = next(result, Kind::kRequantize), add = next(result, Kind::kAddRequantize);
-  if (requantize >= 0 && along_columns(buffer(op(requantize).output))) {
+  if (requantize >= 0 && along_columns(buffer(op(requantize).output)) && operand(requantize, 0).small()) {
     parts.multiplier = integers(op(requantize).tensors[0]);
     parts.shift = integers(op(requantize).tensors[1]);
     ops.push_back(requantize);
-  } else if (add >= 0 && along_columns(buffer(op(add).output))) {
+  } else if (add >= 0 && along_columns(buffer(op(add).output)) && operand(add, 0).small() && operand(add, 1).small()) {
     const Op& a = op(add);
     const size_t mine = a.inputs[0] == result ? 0 : 1, theirs = 1 - mine;
     const int other = a.inputs[theirs];
@@ -91,12 +128,8 @@ void Planner::linear_accumulate(int i) {
 
 void Planner::requantize(int i) {
   const Op& o = op(i);
-  auto operand = [&](size_t side) {
-    return RescaledOperand{&buffer(o.inputs[side]), integers(o.tensors[2 * side]), integers(o.tensors[2 * side + 1]),
-                           storage_[o.inputs[side]]};
-  };
-  const RescaledOperand right = o.kind == Kind::kAddRequantize ? operand(1) : RescaledOperand{};
-  emit(make_requantize(kernels(), operand(0), right, buffer(o.output), own_storage(o.output)), {i});
+  const RescaledOperand right = o.kind == Kind::kAddRequantize ? operand(i, 1) : RescaledOperand{};
+  emit(make_requantize(kernels(), operand(i, 0), right, buffer(o.output), own_storage(o.output)), {i});
 }
 
 void Planner::shift_gelu(int i) {
@@ -122,7 +155,7 @@ SumsParts Planner::sums_parts(int i, std::vector<int>& ops, int& result) const {
   ops.push_back(i);
   result = o.output;
   const int requantize = next(result, Kind::kRequantize);
-  if (requantize >= 0 && head_rows_share_group(buffer(op(requantize).output))) {
+  if (requantize >= 0 && head_rows_share_group(buffer(op(requantize).output)) && operand(requantize, 0).small()) {
     result = op(requantize).output;
     parts.requantized = &buffer(result);
     parts.multiplier = integers(op(requantize).tensors[0]);
@@ -177,6 +210,18 @@ void Planner::query_key_accumulate(int i) {
   parts.values = values.to;
   parts.output = sums_output(parts.product, shape, result, ops, parts.merged);
   emit(make_integer_attention(kernels(), parts), ops);
+}
+
+void Planner::shift_attention_value(int i) {
+  const Op& o = op(i);
+  const Buffer &attention = buffer(o.inputs[0]), &value = buffer(o.inputs[1]);
+  const HeadShape shape = head_shape(attention, attention.last(), value.last());
+  const PackParts values = {true, &power_grid(), &*value.grid, heads_at(o.inputs[1]),
+                            add_storage(packed_bytes(shape.keys, shape.width) * shape.windows * shape.heads)};
+  pack(shape, {values});
+  emit(make_shift_attention_value(kernels(), shape, attention, value, storage_[o.inputs[0]], values.to,
+                                  own_storage(o.output)),
+       {i});
 }
 
 void Planner::attention_value_accumulate(int i) {

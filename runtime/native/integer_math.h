@@ -6,6 +6,7 @@
 #include <cstdint>
 
 namespace qvit {
+namespace {
 
 // R(x; m, e) with `half` = 2^(e-1); a narrow x may be a stored code if `half` includes qmin * m (see
 // kernels_integer.h).
@@ -48,4 +49,5 @@ constexpr int64_t log_int_exp(int64_t d, int64_t ln2, int64_t linear, int64_t co
 // Bits below the point in the sums of ShiftAttentionValue, for log2 codes of this many bits.
 constexpr int shift_fraction(int bits) { return bits < 5 ? (1 << bits) - 2 : 20; }
 
+}  // namespace
 }  // namespace qvit

@@ -2,21 +2,19 @@
 // and no template of the standard library is instantiated, because the linker may keep this file's copy of an inline
 // function for the whole library and so crash on a processor without AVX2.
 #include "avx2/gemm.h"
+#include "avx2/integer_norm.h"
 #include "avx2/layer_norm.h"
 #include "avx2/pack.h"
+#include "avx2/regions.h"
 #include "avx2/rows.h"
+#include "avx2/shiftmax.h"
 #include "avx2/softmax.h"
 
 namespace qvit {
 
 namespace {
 
-const IntegerKernels kIntegerKernels = {requantize,
-                                        scalar::layer_norm,
-                                        scalar::shiftmax,
-                                        scalar::log_int_softmax,
-                                        scalar::shift_attention_value,
-                                        scalar::quantize_regions};
+const IntegerKernels kIntegerKernels = {requantize, integer_layer_norm, shiftmax, quantize_regions};
 
 }  // namespace
 

@@ -1,7 +1,11 @@
 // The AVX-512 VNNI kernels. Like kernels_avx2.cc: own flags, anonymous namespaces, no templates of the standard
-// library. Packing, GELU and plain quantization are those of avx2/, which this file's flags compile anew.
+// library. Packing, GELU, quantization and the row kernels on integers are those of avx2/, which this file's flags
+// compile anew.
+#include "avx2/integer_norm.h"
 #include "avx2/pack.h"
+#include "avx2/regions.h"
 #include "avx2/rows.h"
+#include "avx2/shiftmax.h"
 #include "avx512/gemm.h"
 #include "avx512/layer_norm.h"
 #include "avx512/softmax.h"
@@ -10,12 +14,7 @@ namespace qvit {
 
 namespace {
 
-const IntegerKernels kIntegerKernels = {requantize,
-                                        scalar::layer_norm,
-                                        scalar::shiftmax,
-                                        scalar::log_int_softmax,
-                                        scalar::shift_attention_value,
-                                        scalar::quantize_regions};
+const IntegerKernels kIntegerKernels = {requantize, integer_layer_norm, shiftmax, quantize_regions};
 
 }  // namespace
 

@@ -18,7 +18,7 @@ struct MutableCodeRow {
 };
 
 // R(x; m, e) = (x * multiplier + half) >> shift, each by column. For narrow x, which come as stored codes, `half` is
-// 2^(e-1) + qmin * m; for wide x just 2^(e-1).
+// 2^(e-1) + qmin * m; for wide x just 2^(e-1). All arrays by column are readable to the end of a panel.
 struct Rescaling {
   const int64_t *multiplier, *half, *shift;
   Rescaling from(ptrdiff_t column) const { return {multiplier + column, half + column, shift + column}; }
@@ -26,7 +26,7 @@ struct Rescaling {
 
 // The grid of a result, by column: clipped to [low, high]. Narrow results are stored minus `low`.
 struct Clipping {
-  const int64_t *low, *high;
+  const int32_t *low, *high;
   Clipping from(ptrdiff_t column) const { return {low + column, high + column}; }
 };
 
@@ -36,10 +36,12 @@ struct RequantizeArgs {
   Rescaling left_scale, right_scale;
   Clipping clip;
   ptrdiff_t count;
+  bool small;  // no R leaves [-2^30, 2^30)
   MutableCodeRow out;
 };
 
-// What becomes of the sums of a GEMM (Epilogue::kSums, kRequantize, kAddRequantize); all per column of the call.
+// What becomes of the sums of a GEMM (Epilogue::kSums, kRequantize, kAddRequantize); all per column of the call, and
+// `small` in the sense of RequantizeArgs.
 struct IntegerEpilogue {
   Rescaling scale, residual_scale;
   Clipping clip;
@@ -55,7 +57,7 @@ struct IntegerLayerNormArgs {
   const int32_t* exponent;  // by column, or null for none
   const int32_t *multiplier, *bias;
   int shift;
-  bool small;  // sums of 8-column lanes fit 32 bits, and so do results before the last shift
+  bool small;  // sums of every eighth column fit 32 bits, and so do results before the last shift
   Clipping clip;
   MutableCodeRow out;
 };
@@ -83,20 +85,6 @@ struct LogIntSoftmaxArgs {
   int64_t* scratch;  // `width`
 };
 
-// One row of log2 codes times the values of a head: out = float(double(sum) * scale).
-struct ShiftAttentionValueArgs {
-  const uint8_t* codes;
-  int keys;
-  const uint8_t* values;
-  ptrdiff_t stride;
-  int width, qmin;  // of the values: value = stored + qmin
-  int fraction;
-  bool small;  // sums fit 32 bits
-  double scale;
-  float* out;
-  int64_t* scratch;  // `width`
-};
-
 // Two-scaled codes of `count` values: see QuantizeRegions.
 struct QuantizeRegionsArgs {
   const float* x;
@@ -109,8 +97,6 @@ struct IntegerKernels {
   void (*requantize)(const RequantizeArgs&);
   void (*layer_norm)(const IntegerLayerNormArgs&);
   void (*shiftmax)(const ShiftmaxArgs&);
-  void (*log_int_softmax)(const LogIntSoftmaxArgs&);
-  void (*shift_attention_value)(const ShiftAttentionValueArgs&);
   void (*quantize_regions)(const QuantizeRegionsArgs&);
 };
 
@@ -121,9 +107,10 @@ namespace scalar {
 void requantize(const RequantizeArgs& r);
 void layer_norm(const IntegerLayerNormArgs& n);
 void shiftmax(const ShiftmaxArgs& s);
-void log_int_softmax(const LogIntSoftmaxArgs& s);
-void shift_attention_value(const ShiftAttentionValueArgs& s);
 void quantize_regions(const QuantizeRegionsArgs& q);
 }  // namespace scalar
+
+// The same for all paths: its loops are look-ups and comparisons of 64-bit numbers.
+void log_int_softmax(const LogIntSoftmaxArgs& s);
 
 }  // namespace qvit

@@ -73,17 +73,6 @@ void shiftmax(const ShiftmaxArgs& s) {
   for (int i = 0; i < s.width; ++i) s.out[i] = static_cast<uint8_t>((s.scratch[i] * factor) >> (31 - s.bits));
 }
 
-void shift_attention_value(const ShiftAttentionValueArgs& s) {
-  for (int c = 0; c < s.width; ++c) s.scratch[c] = 0;
-  for (int k = 0; k < s.keys; ++k) {
-    if (s.codes[k] > s.fraction) continue;
-    const int64_t power = int64_t{1} << (s.fraction - s.codes[k]);
-    const uint8_t* value = s.values + k * s.stride;
-    for (int c = 0; c < s.width; ++c) s.scratch[c] += (value[c] + s.qmin) * power;
-  }
-  for (int c = 0; c < s.width; ++c) s.out[c] = static_cast<float>(static_cast<double>(s.scratch[c]) * s.scale);
-}
-
 void quantize_regions(const QuantizeRegionsArgs& q) {
   for (ptrdiff_t i = 0; i < q.count; ++i) {
     const float above = q.x[i] - q.offset, steps = above / q.low_scale, far = above / q.high_scale;
@@ -93,6 +82,8 @@ void quantize_regions(const QuantizeRegionsArgs& q) {
     q.high[i] = is_low ? uint8_t{0} : static_cast<uint8_t>(std::nearbyint(far < q.high_top ? far : q.high_top));
   }
 }
+
+}  // namespace scalar
 
 // code >= k where round(sum / e) is at least 1.5 * 2^(k-1), that is 3 * 2^(k-2), and 2 for k = 1: as thresholds on e.
 // e falls with the distance from the maximum, so the code of the next distance is found from the last one by a step or
@@ -129,13 +120,7 @@ void log_int_softmax(const LogIntSoftmaxArgs& s) {
   }
 }
 
-}  // namespace scalar
-
-const IntegerKernels kScalarIntegerKernels = {scalar::requantize,
-                                              scalar::layer_norm,
-                                              scalar::shiftmax,
-                                              scalar::log_int_softmax,
-                                              scalar::shift_attention_value,
+const IntegerKernels kScalarIntegerKernels = {scalar::requantize, scalar::layer_norm, scalar::shiftmax,
                                               scalar::quantize_regions};
 
 }  // namespace qvit

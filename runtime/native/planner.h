@@ -63,6 +63,9 @@ class Planner {
   void shift_gelu(int i);
   void query_key_accumulate(int i);
   void attention_value_accumulate(int i);
+  void shift_attention_value(int i);
+  int64_t largest_code(int b) const;
+  RescaledOperand operand(int i, size_t side) const;  // of a Requantize or AddRequantize
   SumsParts sums_parts(int i, std::vector<int>& ops, int& result) const;
   HeadPlace sums_output(const SumsParts& parts, const HeadShape& shape, int result, std::vector<int>& ops,
                         bool& merged);
@@ -71,6 +74,7 @@ class Planner {
   bool fuse_;
   Plan& plan_;
   std::vector<std::vector<int>> readers_;  // ops by buffer; -1: the caller
+  std::vector<int> writer_;                // op by buffer; -1: the caller
   std::vector<bool> done_;
   std::vector<int> storage_;  // by buffer; -1: not made (yet)
   std::vector<std::optional<HeadPlace>> place_;

@@ -11,6 +11,9 @@ struct RescaledOperand {
   const Buffer* buffer;
   const Integers *multiplier, *shift;
   int storage;
+  int64_t largest;  // no code is larger in size
+
+  bool small() const { return rescales_small(*buffer, *multiplier, *shift, largest); }
 };
 
 // step_requantize.cc. Without a right side (its buffer null) a Requantize, with it an AddRequantize.
@@ -66,8 +69,7 @@ std::unique_ptr<Step> make_shiftmax(const Kernels& kernels, const Buffer& in, co
 struct LogIntParts {
   int64_t ln2, linear, constant;
 };
-std::unique_ptr<Step> make_log_int_softmax(const Kernels& kernels, const Buffer& in, const Buffer& out,
-                                           const LogIntParts& parts, const SoftmaxConstants& constants, int from,
-                                           int to);
+std::unique_ptr<Step> make_log_int_softmax(const Buffer& in, const Buffer& out, const LogIntParts& parts,
+                                           const SoftmaxConstants& constants, int from, int to);
 
 }  // namespace qvit

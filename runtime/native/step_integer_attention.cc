@@ -4,8 +4,6 @@
 
 #include "code_row.h"
 #include "head_step.h"
-#include "integer_math.h"
-#include "step_attention.h"
 
 namespace qvit {
 namespace {
@@ -162,53 +160,6 @@ class IntegerAttentionStep final : public HeadStep {
   size_t map_at_ = 0, exponentials_at_ = 0, wide_at_ = 0;
 };
 
-class ShiftAttentionValueStep final : public HeadStep {
- public:
-  ShiftAttentionValueStep(const Kernels& kernels, const HeadShape& shape, const Buffer& attention, const Buffer& value,
-                          int from, const HeadPlace& values, int to)
-      : HeadStep(shape),
-        kernels_(kernels),
-        attention_(dense_heads(from, shape.heads, shape.tokens, shape.keys)),
-        values_(values),
-        output_(dense_heads(to, shape.heads, shape.tokens, shape.width)),
-        fraction_(shift_fraction(attention.grid->bits[0])) {
-    int64_t largest = 0;
-    for (int64_t h = 0; h < shape.heads; ++h) {
-      const int group = group_of(*value.grid, h, shape.heads);
-      qmin_.push_back(value.grid->qmin(group));
-      scale_.push_back(std::ldexp(static_cast<double>(value.grid->scale[group]), -fraction_));
-      largest = std::max<int64_t>(largest, std::max(-value.grid->qmin(group), value.grid->qmax(group)));
-    }
-    small_ = (shape.keys * largest << fraction_) < (int64_t{1} << 31);
-    unit_cost = static_cast<double>(block_rows_ * shape.keys * shape.width) * 4.0;
-    scratch_bytes = static_cast<size_t>(round_up(shape.width, kPanel)) * sizeof(int64_t);
-    reads = {from, values.storage};
-    writes = {to};
-  }
-
-  void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const override {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const Rows r = rows_of(unit);
-      const uint8_t* values = frame.at<uint8_t>(values_.storage) + values_.at(r.window, r.head, 0);
-      for (int64_t row = r.begin; row < r.end; ++row) {
-        kernels_.integer->shift_attention_value(
-            {frame.at<uint8_t>(attention_.storage) + attention_.at(r.window, r.head, row),
-             static_cast<int>(shape_.keys), values, values_.row_stride, static_cast<int>(shape_.width), qmin_[r.head],
-             fraction_, small_, scale_[r.head], frame.at<float>(output_.storage) + output_.at(r.window, r.head, row),
-             reinterpret_cast<int64_t*>(scratch)});
-      }
-    }
-  }
-
- private:
-  const Kernels& kernels_;
-  HeadPlace attention_, values_, output_;
-  int fraction_;
-  bool small_ = false;
-  std::vector<int> qmin_;
-  std::vector<double> scale_;
-};
-
 }  // namespace
 
 bool head_rows_share_group(const Buffer& b) { return b.grid->groups() == 1 || b.grid->axis != b.rank() - 2; }
@@ -220,11 +171,6 @@ std::unique_ptr<Step> make_head_sums(const Kernels& kernels, const HeadShape& sh
 }
 std::unique_ptr<Step> make_integer_attention(const Kernels& kernels, const IntegerAttentionParts& parts) {
   return std::make_unique<IntegerAttentionStep>(kernels, parts);
-}
-std::unique_ptr<Step> make_shift_attention_value(const Kernels& kernels, const HeadShape& shape,
-                                                 const Buffer& attention, const Buffer& value, int from,
-                                                 const HeadPlace& values, int to) {
-  return std::make_unique<ShiftAttentionValueStep>(kernels, shape, attention, value, from, values, to);
 }
 
 }  // namespace qvit

@@ -40,9 +40,11 @@ struct IntegerAttentionParts {
 };
 std::unique_ptr<Step> make_integer_attention(const Kernels& kernels, const IntegerAttentionParts& parts);
 
-// log2 codes (dense, in storage `attention`) times values -> values (dense).
+// step_shift_attention.cc: log2 codes (dense, in storage `from`) times packed values -> values (dense). The left
+// operand of the product is powers of two, whose grid this is.
+const Grid& power_grid();
 std::unique_ptr<Step> make_shift_attention_value(const Kernels& kernels, const HeadShape& shape,
-                                                 const Buffer& attention, const Buffer& value, int from,
-                                                 const HeadPlace& values, int to);
+                                                 const Buffer& attention, const Buffer& value, int from, int values,
+                                                 int to);
 
 }  // namespace qvit

@@ -30,6 +30,8 @@ class IntegerNormStep final : public Step {
       multiplier = std::max<int64_t>(multiplier, std::llabs(multiplier_[c]));
       bias = std::max<int64_t>(bias, std::llabs(bias_[c]));
     }
+    for (auto* table : {&multiplier_, &bias_, &base_}) table->resize(static_cast<size_t>(round_up(width_, kPanel)));
+    if (!exponent_.empty()) exponent_.resize(base_.size());
     const int64_t lane = (width_ / 8 + 1) * largest, result = ((multiplier << 30) >> (shift_ - 8)) + bias + 129;
     small_ = std::max(2 * largest, std::max(lane, result)) < kMax32;
     reads = {from};

@@ -65,15 +65,9 @@ class ShiftmaxStep final : public Step {
 
 class LogIntSoftmaxStep final : public Step {
  public:
-  LogIntSoftmaxStep(const Kernels& kernels, const Buffer& in, const Buffer& out, const LogIntParts& parts,
-                    const SoftmaxConstants& constants, int from, int to)
-      : kernels_(kernels),
-        from_(from),
-        to_(to),
-        width_(in.last()),
-        constants_(in, constants),
-        parts_(parts),
-        bits_(out.grid->bits[0]) {
+  LogIntSoftmaxStep(const Buffer& in, const Buffer& out, const LogIntParts& parts, const SoftmaxConstants& constants,
+                    int from, int to)
+      : from_(from), to_(to), width_(in.last()), constants_(in, constants), parts_(parts), bits_(out.grid->bits[0]) {
     for (int d = 0; d < 256; ++d) table_.push_back(log_int_exp(d, parts.ln2, parts.linear, parts.constant));
     scratch_bytes = static_cast<size_t>(width_) * sizeof(int64_t);
     reads = {from};
@@ -85,15 +79,13 @@ class LogIntSoftmaxStep final : public Step {
 
   void run(const Frame& frame, int64_t begin, int64_t end, std::byte* scratch) const override {
     for (int64_t row = begin; row < end; ++row) {
-      kernels_.integer->log_int_softmax({frame.at<uint8_t>(from_) + row * width_, static_cast<int>(width_),
-                                         constants_.bias(row), constants_.mask(row), parts_.ln2, parts_.linear,
-                                         parts_.constant, table_.data(), bits_, frame.at<uint8_t>(to_) + row * width_,
-                                         reinterpret_cast<int64_t*>(scratch)});
+      log_int_softmax({frame.at<uint8_t>(from_) + row * width_, static_cast<int>(width_), constants_.bias(row),
+                       constants_.mask(row), parts_.ln2, parts_.linear, parts_.constant, table_.data(), bits_,
+                       frame.at<uint8_t>(to_) + row * width_, reinterpret_cast<int64_t*>(scratch)});
     }
   }
 
  private:
-  const Kernels& kernels_;
   int from_, to_;
   int64_t width_;
   ScoreConstants constants_;
@@ -108,10 +100,9 @@ std::unique_ptr<Step> make_shiftmax(const Kernels& kernels, const Buffer& in, co
                                     int fraction, const SoftmaxConstants& constants, int from, int to) {
   return std::make_unique<ShiftmaxStep>(kernels, in, out, unit, fraction, constants, from, to);
 }
-std::unique_ptr<Step> make_log_int_softmax(const Kernels& kernels, const Buffer& in, const Buffer& out,
-                                           const LogIntParts& parts, const SoftmaxConstants& constants, int from,
-                                           int to) {
-  return std::make_unique<LogIntSoftmaxStep>(kernels, in, out, parts, constants, from, to);
+std::unique_ptr<Step> make_log_int_softmax(const Buffer& in, const Buffer& out, const LogIntParts& parts,
+                                           const SoftmaxConstants& constants, int from, int to) {
+  return std::make_unique<LogIntSoftmaxStep>(in, out, parts, constants, from, to);
 }
 
 }  // namespace qvit

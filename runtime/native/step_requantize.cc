@@ -1,4 +1,7 @@
 // Requantize, AddRequantize and IntegerTokens: R of one or two operands, clipped to the grid of the output.
+#include <algorithm>
+#include <cstdlib>
+
 #include "code_row.h"
 #include "step_integer.h"
 
@@ -14,11 +17,13 @@ class RequantizeStep final : public Step {
         out_(out, to),
         left_scale_(*left.buffer, *left.multiplier, *left.shift),
         clip_(out),
-        width_(out.last()) {
+        width_(out.last()),
+        small_(left.small()) {
     reads = {left.storage};
     if (right.buffer != nullptr) {
       right_ = CodePlace(*right.buffer, right.storage);
       right_scale_ = RescaleTable(*right.buffer, *right.multiplier, *right.shift);
+      small_ = small_ && right.small();
       reads.push_back(right.storage);
     }
     writes = {to};
@@ -32,7 +37,7 @@ class RequantizeStep final : public Step {
       const int64_t at = row * width_;
       const Rescaling right = right_.storage >= 0 ? right_scale_.row(row) : Rescaling{};
       kernels_.integer->requantize({left_.row(frame, at), right_.row(frame, at), left_scale_.row(row), right,
-                                    clip_.row(row), width_, out_.out(frame, at)});
+                                    clip_.row(row), width_, small_, out_.out(frame, at)});
     }
   }
 
@@ -42,7 +47,12 @@ class RequantizeStep final : public Step {
   RescaleTable left_scale_, right_scale_;
   ClipTable clip_;
   int64_t width_;
+  bool small_;
 };
+
+bool all_small(const Integers& integers) {
+  return std::all_of(integers.data.begin(), integers.data.end(), [](int32_t v) { return std::abs(v) < (1 << 30); });
+}
 
 // Positions are added as they are: R(p; 2, 1) = (2 p + 1) >> 1 = p.
 class IntegerTokensStep final : public Step {
@@ -58,8 +68,9 @@ class IntegerTokensStep final : public Step {
         first_(prefix.shape[0]),
         prefix_(prefix.data),
         position_(position.data),
-        two_(static_cast<size_t>(channels_), 2),
-        one_(static_cast<size_t>(channels_), 1) {
+        two_(static_cast<size_t>(round_up(channels_, kPanel)), 2),
+        one_(two_.size(), 1),
+        small_(in.small() && all_small(prefix) && all_small(position)) {
     reads = {in.storage};
     writes = {to};
     units = out.shape[0];
@@ -73,6 +84,7 @@ class IntegerTokensStep final : public Step {
       RequantizeArgs args{};
       args.clip = clip_.row(row);
       args.count = channels_;
+      args.small = small_;
       args.out = out_.out(frame, row * channels_);
       args.left_scale = as_is;
       if (row < first_) {
@@ -94,6 +106,7 @@ class IntegerTokensStep final : public Step {
   int64_t channels_, first_;
   std::vector<int32_t> prefix_, position_;
   std::vector<int64_t> two_, one_;
+  bool small_;
 };
 
 }  // namespace

@@ -128,9 +128,8 @@ def test_heads_in_their_columns_can_be_looked_at(path):
 def test_a_class_token_needs_one_row_of_the_last_block():
     """Rows that nobody reads are not computed: the same logits without them."""
     program, images, live = traced(lambda: toys.integer_vit_program(depth=1))
-    ops = tuple(op for op in program.ops)
-    everything = [op.output for op in ops if program.buffers[op.output].grid is not None]
-    whole = Runner(program, ops, [program.input], [program.output, *everything], 1, "", True)([images])
+    everything = [op.output for op in program.ops if program.buffers[op.output].grid is not None]
+    whole = Runner(program, program.ops, [program.input], [program.output, *everything], 1, "", True)([images])
     np.testing.assert_array_equal(whole[0], live[program.output])
     np.testing.assert_array_equal(Engine(program)(images), live[program.output])
     for name, array in zip(everything, whole[1:], strict=True):

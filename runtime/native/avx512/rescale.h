@@ -1,5 +1,5 @@
-// R(x; m, e) and the clipping behind it on eight 64-bit lanes, and the Requantize kernel. Included by kernels_avx512.cc
-// only.
+// R(x; m, e) and the clipping behind it, sixteen columns at a time, and the Requantize kernel. Included by
+// kernels_avx512.cc only.
 #pragma once
 
 #include "../kernels_integer.h"
@@ -7,58 +7,69 @@
 
 namespace {
 
-using qvit::Clipping;
-using qvit::Rescaling;
+// The multipliers, roundings and shifts of sixteen columns, held in registers over many rows.
+struct Rescale16 {
+  __m512i multiplier[2], half[2], shift[2], low_halves;
 
-// Eight columns from `c` on; the low halves of the lanes of x count.
-inline __m512i rescale8(__m512i x, const Rescaling& r, ptrdiff_t c) {
-  const __m512i product = _mm512_mul_epi32(x, _mm512_loadu_si512(r.multiplier + c));
-  return _mm512_srav_epi64(_mm512_add_epi64(product, _mm512_loadu_si512(r.half + c)), _mm512_loadu_si512(r.shift + c));
-}
-
-inline __m512i load_codes8(const qvit::CodeRow& row, ptrdiff_t at) {
-  if (row.narrow != nullptr) {
-    return _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row.narrow + at)));
+  Rescale16(const qvit::Rescaling& r, ptrdiff_t c)
+      : low_halves(_mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      multiplier[h] = _mm512_loadu_si512(r.multiplier + c + 8 * h);
+      half[h] = _mm512_loadu_si512(r.half + c + 8 * h);
+      shift[h] = _mm512_loadu_si512(r.shift + c + 8 * h);
+    }
   }
-  return _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row.wide + at)));
+
+  __m512i operator()(__m512i x) const {
+    const __m512i first = _mm512_mul_epi32(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(x)), multiplier[0]);
+    const __m512i second = _mm512_mul_epi32(_mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(x, 1)), multiplier[1]);
+    return _mm512_permutex2var_epi32(_mm512_srav_epi64(_mm512_add_epi64(first, half[0]), shift[0]), low_halves,
+                                     _mm512_srav_epi64(_mm512_add_epi64(second, half[1]), shift[1]));
+  }
+};
+
+// The grid of sixteen columns: clipped, and as stored.
+template <bool kNarrow>
+struct Clip16 {
+  __m512i low, high;
+  Clip16(const qvit::Clipping& clip, ptrdiff_t c)
+      : low(_mm512_loadu_si512(clip.low + c)), high(_mm512_loadu_si512(clip.high + c)) {}
+  __m512i operator()(__m512i v) const {
+    v = _mm512_max_epi32(_mm512_min_epi32(v, high), low);
+    return kNarrow ? _mm512_sub_epi32(v, low) : v;
+  }
+};
+
+inline __m512i load_codes(const qvit::CodeRow& row, ptrdiff_t at, __mmask16 valid) {
+  if (row.narrow == nullptr) return _mm512_maskz_loadu_epi32(valid, row.wide + at);
+  return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(valid, row.narrow + at));
 }
 
-// clip(R(x)) or clip(R(x) + R(y)) of eight columns, as stored: narrow codes less `low`.
-template <bool kAdd, bool kNarrow>
-inline __m512i requantize8(__m512i x, __m512i y, const Rescaling& left, const Rescaling& right, const Clipping& clip,
-                           ptrdiff_t c) {
-  __m512i v = rescale8(x, left, c);
-  if constexpr (kAdd) v = _mm512_add_epi64(v, rescale8(y, right, c));
-  const __m512i low = _mm512_loadu_si512(clip.low + c);
-  v = _mm512_max_epi64(_mm512_min_epi64(v, _mm512_loadu_si512(clip.high + c)), low);
-  return kNarrow ? _mm512_sub_epi64(v, low) : v;
+template <bool kNarrow>
+inline void store_codes(const qvit::MutableCodeRow& out, ptrdiff_t at, __m512i codes, __mmask16 valid) {
+  if constexpr (kNarrow) {
+    _mm_mask_storeu_epi8(out.narrow + at, valid, _mm512_cvtepi32_epi8(codes));
+  } else {
+    _mm512_mask_storeu_epi32(out.wide + at, valid, codes);
+  }
 }
 
 template <bool kAdd, bool kNarrow>
 void requantize_row(const qvit::RequantizeArgs& r) {
-  ptrdiff_t c = 0;
-  for (; c + 8 <= r.count; c += 8) {
-    const __m512i y = kAdd ? load_codes8(r.right, c) : _mm512_setzero_si512();
-    const __m512i codes = requantize8<kAdd, kNarrow>(load_codes8(r.left, c), y, r.left_scale, r.right_scale, r.clip, c);
-    if constexpr (kNarrow) {
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(r.out.narrow + c), _mm512_cvtepi64_epi8(codes));
-    } else {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(r.out.wide + c), _mm512_cvtepi64_epi32(codes));
-    }
+  for (ptrdiff_t c = 0; c < r.count; c += 16) {
+    const __mmask16 valid = first_columns(r.count - c);
+    __m512i codes = Rescale16(r.left_scale, c)(load_codes(r.left, c, valid));
+    if constexpr (kAdd) codes = _mm512_add_epi32(codes, Rescale16(r.right_scale, c)(load_codes(r.right, c, valid)));
+    store_codes<kNarrow>(r.out, c, Clip16<kNarrow>(r.clip, c)(codes), valid);
   }
-  if (c == r.count) return;
-  auto rest = [c](auto row) {
-    if (row.narrow != nullptr) row.narrow += c;
-    if (row.wide != nullptr) row.wide += c;
-    return row;
-  };
-  qvit::scalar::requantize({rest(r.left), rest(r.right), r.left_scale.from(c), r.right_scale.from(c), r.clip.from(c),
-                            r.count - c, rest(r.out)});
 }
 
 void requantize(const qvit::RequantizeArgs& r) {
   const bool add = r.right.narrow != nullptr || r.right.wide != nullptr;
-  if (r.out.narrow != nullptr) {
+  if (!r.small) {
+    qvit::scalar::requantize(r);
+  } else if (r.out.narrow != nullptr) {
     add ? requantize_row<true, true>(r) : requantize_row<false, true>(r);
   } else {
     add ? requantize_row<true, false>(r) : requantize_row<false, false>(r);

@@ -21,8 +21,8 @@ void compare(int rows, int inputs, int columns, int bits, int weight_bits, Epilo
   std::vector<int16_t> runs(static_cast<size_t>(panels_of(columns)),
                             static_cast<int16_t>(run_length(bits, weight_bits)));
   std::vector<int32_t> correction(static_cast<size_t>(padded)), residual(static_cast<size_t>(rows * columns));
-  std::vector<int64_t> multiplier(static_cast<size_t>(padded)), half(multiplier), by(multiplier), bottom(multiplier),
-      top(multiplier);
+  std::vector<int64_t> multiplier(static_cast<size_t>(padded)), half(multiplier), by(multiplier);
+  std::vector<int32_t> bottom(multiplier.size()), top(bottom);
   for (int64_t c = 0; c < padded; ++c) {
     correction[c] = pick(-100000, 100000);
     multiplier[c] = pick(1 << 28, 1 << 30) * (pick(0, 9) == 0 ? -1 : 1);

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int kWidths[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 49, 65, 197};
 
+size_t padded(int count) { return static_cast<size_t>(round_up(count, kPanel)); }
+
 // Codes of one width, both ways; mostly extremes.
 struct Codes {
   Codes(int count, int bits) : narrow(static_cast<size_t>(count) + 1), wide(narrow.size()) {
@@ -29,11 +31,12 @@ struct Codes {
   std::vector<int32_t> wide;
 };
 
+// Multipliers and shifts; small ones keep R of any 32-bit number below 2^30.
 struct Scale {
-  explicit Scale(int count) : multiplier(static_cast<size_t>(count)), half(multiplier), shift(multiplier) {
+  Scale(int count, bool small) : multiplier(padded(count)), half(multiplier), shift(multiplier) {
     for (size_t i = 0; i < multiplier.size(); ++i) {
       multiplier[i] = pick(0, 3) == 0 ? (pick(0, 1) == 0 ? kOne31 : -kOne31) : pick(-1000000, 1 << 30);
-      shift[i] = pick(0, 3) == 0 ? pick(1, 62) : pick(20, 40);
+      shift[i] = small ? pick(33, 62) : pick(0, 3) == 0 ? pick(1, 62) : pick(20, 40);
       half[i] = int64_t{1} << (shift[i] - 1);
     }
   }
@@ -42,15 +45,15 @@ struct Scale {
 };
 
 struct Bounds {
-  Bounds(int count, bool narrow) : low(static_cast<size_t>(count)), high(low) {
+  Bounds(int count, bool narrow) : low(padded(count)), high(low) {
     for (size_t i = 0; i < low.size(); ++i) {
       const int bits = narrow ? pick(2, 8) : 16;
-      low[i] = narrow && pick(0, 1) == 0 ? 0 : -(int64_t{1} << (bits - 1));
-      high[i] = low[i] + (int64_t{1} << bits) - 1;
+      low[i] = narrow && pick(0, 1) == 0 ? 0 : -(1 << (bits - 1));
+      high[i] = low[i] + (1 << bits) - 1;
     }
   }
   Clipping get() const { return {low.data(), high.data()}; }
-  std::vector<int64_t> low, high;
+  std::vector<int32_t> low, high;
 };
 
 // Two results, of which the first is the scalar kernel's, with a guard behind them.
@@ -67,14 +70,15 @@ struct Results {
 
 void test_requantize() {
   for (int width : kWidths) {
-    for (int kinds = 0; kinds < 16; ++kinds) {
+    for (int kinds = 0; kinds < 32; ++kinds) {
       const bool left = (kinds & 1) != 0, right = (kinds & 2) != 0, out = (kinds & 4) != 0, add = (kinds & 8) != 0;
+      const bool small = (kinds & 16) != 0;
       const Codes x(width + 1, 32), y(width + 1, 16);
-      const Scale a(width), b(width);
+      const Scale a(width, small), b(width, small);
       const Bounds bounds(width, out);
       Results expected(width);
-      RequantizeArgs args = {x.row(left),      add ? y.row(right) : CodeRow{}, a.get(), b.get(), bounds.get(), width,
-                             expected.row(out)};
+      RequantizeArgs args = {
+          x.row(left), add ? y.row(right) : CodeRow{}, a.get(), b.get(), bounds.get(), width, small, expected.row(out)};
       kScalarIntegerKernels.requantize(args);
       for (const Kernels* kernels : paths()) {
         Results found(width);
@@ -92,7 +96,7 @@ void test_layer_norm() {
       const bool narrow = (kinds & 1) != 0, out = (kinds & 2) != 0, exponents = narrow && (kinds & 4) != 0;
       const bool small = (kinds & 8) != 0;
       const Codes x(width + 1, 16);
-      std::vector<int32_t> base(width), exponent(width), multiplier(width), bias(width);
+      std::vector<int32_t> base(padded(width)), exponent(base), multiplier(base), bias(base);
       for (int c = 0; c < width; ++c) {
         base[c] = narrow ? -pick(0, 255) : 0;
         exponent[c] = pick(0, 8);
@@ -168,8 +172,8 @@ void test_log_int_softmax() {
         std::vector<int64_t> scratch(static_cast<size_t>(width));
         std::vector<uint8_t> out(static_cast<size_t>(width));
         for (const Kernels* kernels : paths()) {
-          kernels->integer->log_int_softmax({x.narrow.data() + 1, width, biased ? bias.data() : nullptr, nullptr, ln2,
-                                             linear, constant, table.data(), bits, out.data(), scratch.data()});
+          log_int_softmax({x.narrow.data() + 1, width, biased ? bias.data() : nullptr, nullptr, ln2, linear, constant,
+                           table.data(), bits, out.data(), scratch.data()});
           int64_t largest = INT64_MIN, sum = 0;
           std::vector<int64_t> scores(static_cast<size_t>(width));
           for (int i = 0; i < width; ++i) {
@@ -185,38 +189,6 @@ void test_log_int_softmax() {
             const int code = f + (2 * ratio >= int64_t{3} << f ? 1 : 0);
             CHECK(out[i] == std::min(code, (1 << bits) - 1));
           }
-        }
-      }
-    }
-  }
-}
-
-void test_shift_attention_value() {
-  for (int width : {1, 7, 8, 9, 16, 20, 32, 33, 64}) {
-    for (int keys : {1, 5, 50, 197}) {
-      for (int bits : {2, 4, 8}) {
-        const Codes values(keys * width + 1, 8), codes(keys + 1, 8);
-        std::vector<uint8_t> map(codes.narrow);
-        for (uint8_t& c : map) c = static_cast<uint8_t>(c & ((1 << bits) - 1));
-        std::vector<float> expected(static_cast<size_t>(width)), found(expected);
-        std::vector<int64_t> scratch(static_cast<size_t>(round_up(width, kPanel)));
-        const int fraction = shift_fraction(bits);
-        ShiftAttentionValueArgs args = {map.data(),
-                                        keys,
-                                        values.narrow.data() + 1,
-                                        width,
-                                        width,
-                                        -128,
-                                        fraction,
-                                        (int64_t{keys} * 128 << fraction) < kOne31,
-                                        0.37,
-                                        expected.data(),
-                                        scratch.data()};
-        kScalarIntegerKernels.shift_attention_value(args);
-        args.out = found.data();
-        for (const Kernels* kernels : paths()) {
-          kernels->integer->shift_attention_value(args);
-          CHECK(found == expected);
         }
       }
     }
@@ -250,7 +222,6 @@ void test_integer_kernels() {
     test_shiftmax();
   }
   test_log_int_softmax();
-  test_shift_attention_value();
   test_quantize_regions();
 }
 
