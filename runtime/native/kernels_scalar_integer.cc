@@ -70,7 +70,11 @@ void shiftmax(const ShiftmaxArgs& s) {
     sum += e;
   }
   const int64_t factor = kOne31 / sum;
-  for (int i = 0; i < s.width; ++i) s.out[i] = static_cast<uint8_t>((s.scratch[i] * factor) >> (31 - s.bits));
+  const int64_t top = (1 << s.bits) - 1;
+  for (int i = 0; i < s.width; ++i) {
+    const int64_t rounded = (((s.scratch[i] * factor) >> (30 - s.bits)) + 1) >> 1;
+    s.out[i] = static_cast<uint8_t>(rounded < top ? rounded : top);
+  }
 }
 
 void quantize_regions(const QuantizeRegionsArgs& q) {

@@ -58,10 +58,12 @@ void shiftmax(const qvit::ShiftmaxArgs& s) {
     sums = _mm256_add_epi32(sums, e);
   }
   const __m256i factor = _mm256_set1_epi32(static_cast<int32_t>(INT32_MAX / sum_lanes32(sums)));
-  const __m128i shift = _mm_cvtsi32_si128(31 - s.bits);
+  const __m128i shift = _mm_cvtsi32_si128(30 - s.bits);
+  const __m256i one = _mm256_set1_epi32(1), top = _mm256_set1_epi32((1 << s.bits) - 1);
   for (int i = 0; i < s.width; i += 8) {
-    const __m256i p = _mm256_srl_epi32(_mm256_mullo_epi32(load_integers(s.scratch + i), factor), shift);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(s.out + i), to_bytes(p));
+    const __m256i halves = _mm256_srl_epi32(_mm256_mullo_epi32(load_integers(s.scratch + i), factor), shift);
+    const __m256i p = _mm256_srli_epi32(_mm256_add_epi32(halves, one), 1);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(s.out + i), to_bytes(_mm256_min_epi32(p, top)));
   }
 }
 

@@ -127,7 +127,8 @@ def _biased_scores(program: p.Program, op: i.Shiftmax | i.LogIntSoftmax, live: A
 def _shiftmax(program: p.Program, op: i.Shiftmax, live: Arrays) -> np.ndarray:
     scores, (bits,) = _biased_scores(program, op, live), _grid(program, op.output).bits
     e = shift_exp(scores - scores.max(axis=-1, keepdims=True), op.unit, op.fraction)
-    return ((e * ((2**31 - 1) // e.sum(axis=-1, keepdims=True))) >> (31 - bits)).astype(np.int16)
+    halves = (e * ((2**31 - 1) // e.sum(axis=-1, keepdims=True))) >> (30 - bits)
+    return np.minimum((halves + 1) >> 1, 2**bits - 1).astype(np.int16)
 
 
 def _log_int_softmax(program: p.Program, op: i.LogIntSoftmax, live: Arrays) -> np.ndarray:

@@ -52,7 +52,8 @@ def layer_norm(x: Tensor, multiplier: Tensor, bias: Tensor, shift: int) -> Tenso
 def shiftmax(t: Tensor, unit: int, fraction: int, bits: int) -> Tensor:
     """Softmax over the last axis in codes of 2^-bits; t int32, bias and mask already added."""
     e = shift_exp(t - t.amax(-1, keepdim=True), unit, fraction)
-    return (e * (LARGEST // e.sum(-1, keepdim=True)).int()) >> (31 - bits)
+    halves = (e * (LARGEST // e.sum(-1, keepdim=True)).int()) >> (30 - bits)
+    return ((halves + 1) >> 1).clamp_(max=2**bits - 1)
 
 
 def shift_gelu(x: Tensor, unit: int, fraction: int) -> Tensor:
