@@ -63,7 +63,7 @@ def test_a_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "\n".join([table(result), "", *result["verdict"], "", "wrote "]) in out
     assert out.endswith(
         f"wrote {tmp_path}/analysis.json and {tmp_path}/init_bits.json\n"
-        "next: start learned bits there: qvit run RECIPE with init_bits.json\n"
+        f"next: start learned bits there: qvit run RECIPE --set init_bits={tmp_path}/init_bits.json\n"
     )
     assert "img/s" in err
     assert json.loads((tmp_path / "analysis.json").read_text()) == result

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from qvit.allocate import Lagrangian
 from qvit.budget import Budget, BudgetError
 from qvit.components import all_sites
 from qvit.convert import quantize
 from qvit.cost import cost
+from qvit.dry_run import dry_run
+from qvit.fit_config import FitConfig
+from qvit.float_model import create_float_model
 from qvit.init_bits import allocate_bits, apply_init_bits
+from qvit.methods import METHODS
+from qvit.pipeline import run_recipe
 from qvit.quantizer import named_quantizers
+from qvit.recipe import load_recipe
+from qvit.runs import Run
 from qvit.spec import FixedBits, LearnedBits, PerHead, PerTensor, Spec
 from toy_models import uniform, vit
+from toy_training import QUICK, same_state, toy_model, toy_run
 
 
 def sites(loud: dict[tuple[str, int], float], widths: tuple[int, ...] = (2, 3, 4)) -> list[dict[str, Any]]:
@@ -133,3 +145,75 @@ def test_files_that_are_none(content: str | None, text: str, tmp_path: Path) -> 
         path.write_text(content)
     with pytest.raises(ValueError, match=text):
         apply_init_bits(quantize(vit(), quiet=True), path)
+
+
+# Training from there.
+
+
+def learned_widths(model: nn.Module) -> dict[str, list[int]]:
+    return {name: q.widths for name, q in named_quantizers(model).items() if q.is_learned}
+
+
+def waves(folder: Path, model: nn.Module) -> tuple[Path, dict[str, list[int]]]:
+    """A file that no allocation would write, 2, 3, 4, 2, 3, 4, ... bits from group to group; and its bits."""
+    widths = cycle((2, 3, 4))
+    bits = {name: [next(widths) for _ in groups] for name, groups in learned_widths(model).items()}
+    path = folder / "waves.json"
+    path.write_text(json.dumps({"version": 1, "budget_gbitops": 1.0, "gbitops": 1.0, "bits": bits}))
+    return path, bits
+
+
+@pytest.mark.parametrize("allocated", [True, False])
+def test_the_first_allocation_replaces_them_unless_it_is_told(allocated: bool, tmp_path: Path) -> None:
+    model = toy_model()
+    path, bits = waves(tmp_path, model)
+    apply_init_bits(model, path)
+    config = FitConfig(epochs=1, allocation=Lagrangian(warm_up=2))
+    toy_run(config, model=model, max_steps=0, evaluation=None, allocated=allocated)
+    assert (learned_widths(model) == bits) is allocated
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_file(tmp_path: Path) -> None:
+    path, bits = waves(tmp_path, toy_model())
+    config = FitConfig(epochs=1, lock_at=0.7, checkpoint_every=1, allocation=QUICK)
+
+    def go(run: Path, **arguments: object) -> nn.Module:
+        model = toy_model()
+        apply_init_bits(model, path)
+        return toy_run(config, run, model, evaluation=None, allocated=True, **arguments)[0]
+
+    unbroken = go(tmp_path / "whole")
+    stopped = go(tmp_path / "parts", max_steps=3)
+    assert learned_widths(stopped).keys() == bits.keys()
+    assert learned_widths(stopped) != bits
+    assert same_state(go(tmp_path / "parts", resume=True), unbroken) == []
+    histories = [Run(tmp_path / run).read("bits.jsonl") for run in ("whole", "parts")]
+    assert histories[0] == histories[1]
+    assert bits.items() <= histories[0][0]["bits"].items()
+
+
+def test_a_recipe_starts_there(done: tuple[Path, Path], tmp_path: Path) -> None:
+    """The head-wise row alone, in one process and resumed in another; a dry run accepts the file, too."""
+    recipe = load_recipe(done[0])
+    model = METHODS["qvit"].quantize(create_float_model(recipe.model), recipe.quantize)
+    path, bits = waves(tmp_path, model)
+    recipe = dataclasses.replace(
+        load_recipe(done[0], [f"init_bits={path}", "fit.epochs=1", "fit.distillation=0.0", "fit.checkpoint_every=2"]),
+        model=dataclasses.replace(recipe.model, checkpoint=str(done[1] / "float")),
+    )
+    assert dry_run(recipe)[-1].startswith("freeze: ")
+    run = tmp_path / "run"
+    result = run_recipe(recipe, run, quiet=True)
+    assert bits.items() <= Run(run).read("bits.jsonl")[0]["bits"].items()
+    assert result["gbitops"] <= result["budget_gbitops"]
+    (run / "result.json").unlink()
+    Run(run).checkpoints()[-1].unlink()
+    again = run_recipe(recipe, run, resume=True, quiet=True)
+    assert (again["bits"], again["top1"]) == (result["bits"], result["top1"])
+
+
+def test_a_file_of_another_model_ends_a_recipe_before_it_trains(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, _ = waves(tmp_path, toy_model(depth=2))
+    with pytest.raises(ValueError, match=r"waves.json .*: it was made for another model$"):
+        run_recipe(load_recipe(done[0], [f"init_bits={path}"]), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()

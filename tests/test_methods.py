@@ -134,9 +134,10 @@ def test_the_table_quantize_holds_the_options_of_the_method(tmp_path: Path) -> N
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     """Those that it writes; those typed on the command line are relative to the working directory."""
-    text = '[model]\ncheckpoint = "a.pth"\n[budget]\nmilliseconds = 1.0\ntable = "b.json"'
+    text = 'init_bits = "i.json"\n[model]\ncheckpoint = "a.pth"\n[budget]\nmilliseconds = 1.0\ntable = "b.json"'
     recipe = written(tmp_path, text)
     assert recipe.model.checkpoint == str(tmp_path / "a.pth")
+    assert recipe.init_bits == str(tmp_path / "i.json")
     assert recipe.budget is not None
     assert recipe.budget.table == str(tmp_path / "b.json")
     typed = written(tmp_path, text, "budget.table=b.json").budget
@@ -153,6 +154,11 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
         ("fit = { epochs = 0 }", r"bits cannot be learned without training: give fit.epochs"),
         ('method = "qvit-irm"\nquantize = { kind = "Spec" }', r"method 'qvit-irm' takes QViTIRM in quantize, not Spec"),
         ('method = "qvit-irm"\nquantize = { heads = 1 }', r"unknown key heads in x.toml.quantize; known: weight_bits"),
+        (
+            'method = "qvit-irm"\ninit_bits = "i.json"',
+            r"init_bits is 'i.json', but no bits are learned .* leave it out, or use method 'qvit' with LearnedBits in qua",
+        ),
+        ('method = "float"\ninit_bits = "i.json"', r"init_bits is 'i.json', but no bits are learned"),
         ('method = "qvit-irm"\nuniform_baseline = 3', r"uniform_baseline belongs to method 'qvit', not to 'qvit-irm'"),
     ],
 )

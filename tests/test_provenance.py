@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
-from qvit.provenance import is_harmless
-from qvit.recipe import load_recipe
+import pytest
+
+from qvit.provenance import check_recipe, is_harmless
+from qvit.recipe import RecipeError, load_recipe, recipe_from_values
+from qvit.runs import Run
 
 
 def test_what_a_change_of_the_recipe_changes(done: tuple[Path, Path]) -> None:
@@ -19,3 +23,14 @@ def test_what_a_change_of_the_recipe_changes(done: tuple[Path, Path]) -> None:
     assert not is_harmless("quantize.edge.bits", row)
     assert is_harmless("quantize.edge.bits", floating)
     assert not is_harmless("data.batch_size", floating)
+
+
+def test_a_field_that_came_later_had_its_default(done: tuple[Path, Path], tmp_path: Path) -> None:
+    values = json.loads((done[1] / "recipe.json").read_text())
+    row = recipe_from_values(values)
+    del values["init_bits"]
+    run = Run(tmp_path)
+    run.write_json("recipe.json", values)
+    check_recipe(run, row)
+    with pytest.raises(RecipeError, match=r"differs in init_bits; resume it with the same recipe"):
+        check_recipe(run, dataclasses.replace(row, init_bits="bits.json"))

@@ -1,6 +1,7 @@
 """BitSchedule: when bits move during a training run, and when they become final.
 
-    before step 0     Lagrangian: `warm_up` probes of the calibrated model, then the allocation that they ask for
+    before step 0     Lagrangian: `warm_up` probes of the calibrated model, then the allocation that they ask for, unless
+                      its bits are one already (`init_bits`)
     stage 1           Lagrangian: every few steps a probe, then a move        (`sensitivity`, `allocate`)
                       Published: AdamW moves the bits; after each step the widths in force follow
     after `lock_step` steps    the lock: bits are final, at or under the budget        (`lock`)

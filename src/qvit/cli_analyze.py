@@ -91,7 +91,7 @@ def analyze_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         wrote, then = (
             f"{out / RESULT} and {out / INIT_BITS}",
-            f"start learned bits there: qvit run RECIPE with {INIT_BITS}",
+            f"start learned bits there: qvit run RECIPE --set init_bits={out / INIT_BITS}",
         )
     trained = (table(result, config.finetune_steps), "") if config.finetune_steps else ()
     say(arguments, table(result), "", *trained, *result["verdict"], "", f"wrote {wrote}", f"next: {then}")

@@ -22,6 +22,7 @@ import qvit_runtime
 
 from .budget import check_budget, reachable
 from .fit import fit
+from .init_bits import apply_init_bits
 from .methods import METHODS
 from .pipeline import open_recipe, preprocess_of
 from .recipe import FLOAT, Recipe
@@ -79,6 +80,8 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
         model = method.quantize(context.model, recipe.quantize)
         method.calibrate(model, recipe.quantize, context.splits.calibration, 1)
         check_budget(model, budget)
+        if recipe.init_bits:
+            apply_init_bits(model, recipe.init_bits)
         yield f"calibration: {METHODS[recipe.method].label(recipe.quantize)}"
         guide = method.guide(model, recipe.quantize, context.model)
         if budget is not None:
@@ -96,6 +99,7 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
             config=config,
             order=context.splits.order,
             data=context.data,
+            allocated=bool(recipe.init_bits),
             max_steps=steps,
             quiet=True,
         )

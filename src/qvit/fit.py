@@ -77,6 +77,7 @@ def fit(
     order: EpochOrder | SeededStream | None = None,
     data: DataConfig | None = None,
     evaluation: Iterable[tuple[Tensor, Tensor]] | None = None,
+    allocated: bool = False,
     run: Run | Path | str | None = None,
     resume: bool = False,
     max_steps: int | None = None,
@@ -94,6 +95,8 @@ def fit(
                 random augmentation of such a loader is not reproduced
     data        mixup, cutmix and label smoothing; None trains on plain labels
     evaluation  batches to report top-1 on
+    allocated   the learned bits are an allocation already (`apply_init_bits`): go on from there instead of solving a first
+                one; the probes before the first step are made all the same, for the moves that follow
     run         directory for metrics, bit history and checkpoints
     resume      continue from the newest checkpoint in `run`, if there is one
     max_steps   stop early, without shortening the schedule (for trying things out)
@@ -111,7 +114,7 @@ def fit(
         raise FileExistsError(
             f"{folder.folder} holds checkpoints of an earlier run; continue it with resume=True, or give another directory"
         )
-    trainer = _Trainer(model, train, budget, teacher, guide, config, order, data, evaluation, folder, quiet)
+    trainer = _Trainer(model, train, budget, teacher, guide, config, order, data, evaluation, allocated, folder, quiet)
     return trainer.train(resume, max_steps)
 
 
@@ -129,11 +132,12 @@ class _Trainer:
         order: EpochOrder | SeededStream | None,
         data: DataConfig | None,
         evaluation: Iterable[tuple[Tensor, Tensor]] | None,
+        allocated: bool,
         run: Run | None,
         quiet: bool,
     ) -> None:
         self.config, self.data, self.run, self.evaluation = config, data, run, evaluation
-        self.guide = guide
+        self.guide, self.allocated = guide, allocated
         self.accelerator = Accelerator(
             cpu=on_cpu(),
             mixed_precision="no",
@@ -261,10 +265,10 @@ class _Trainer:
         return self.accelerator.reduce(tensor.to(self.accelerator.device), "mean").to(tensor.device)
 
     def _first_allocation(self) -> None:
-        """Before the first step: sensitivities of the calibrated model, and the allocation they ask for."""
+        """Before the first step: sensitivities of the calibrated model, and (unless it has one) the allocation they ask for."""
         if self.bits is None or not self.bits.warm_up:
             return
-        self.log.progress.say("measuring sensitivities for the first allocation")
+        self.log.progress.say("measuring sensitivities before the first step")
         self.model.train()
         for number, (images, labels) in enumerate(
             islice(self.batches.batches(0), min(self.bits.warm_up, self.batches.per_epoch))
@@ -274,7 +278,8 @@ class _Trainer:
                 self.accelerator.backward(self._loss(images, labels, number))
             self.raw.zero_grad(set_to_none=True)
             self.bits.remember()
-        self.bits.allocate_first()
+        if not self.allocated:
+            self.bits.allocate_first()
 
     def _note_bits(self, step: int) -> None:
         if self.bits is not None:

@@ -9,6 +9,8 @@ sum. That is the procedure of `lock` with these losses in the place of Fisher-we
 A width between two analysed ones takes their geometric mean (noise falls by a constant factor per bit); widths outside are not
 allocated: nothing was measured there. Patch embedding and classifier keep their fixed 8 bits.
 
+A recipe names the file as `init_bits`; in Python, `apply_init_bits` before `fit(..., allocated=True)`.
+
 init_bits.json: {"version": 1, "budget_gbitops", "gbitops", "bits": {tensor: [bits of each group]}}.
 """
 

@@ -2,7 +2,7 @@
 
     float model --[train_float]--> teacher
         |
-        +-- quantize -> calibrate -> fit (budget) -> freeze -> evaluate with fake quantization and with the interpreter
+        +-- quantize -> calibrate [-> init_bits] -> fit (budget) -> freeze -> evaluate with fake quantization and with the interpreter
 
 The verbs are those of the recipe's method (`methods`); with fit.epochs = 0 there is no fit. What the outcome says of itself
 is `outcome`'s business.
@@ -40,6 +40,7 @@ from .fit import FitResult, fit
 from .fit_config import FitConfig
 from .float_model import create_float_model
 from .guide import Guide
+from .init_bits import apply_init_bits
 from .methods import METHODS
 from .outcome import NOT_QUANTIZED, Judged, cost_of_module, cost_of_program, outcome, save_predictions
 from .placement import format_placement
@@ -112,7 +113,7 @@ def run_recipe(
     if recipe.uniform_baseline and isinstance(recipe.quantize, Spec):
         bits = FixedBits(recipe.uniform_baseline)
         uniform = dataclasses.replace(recipe.quantize, weights=bits, activations=bits, overrides=())
-        row = dataclasses.replace(recipe, quantize=uniform, budget=None)
+        row = dataclasses.replace(recipe, quantize=uniform, budget=None, init_bits="")
         quantized_row(context, out / f"uniform{bits.bits}", row, f"uniform {bits.bits}-bit", resume)
     return quantized_row(context, out, recipe, METHODS[recipe.method].label(recipe.quantize), resume)
 
@@ -123,6 +124,8 @@ def check_before_training(context: Context) -> None:
     method = METHODS[recipe.method]
     model = method.quantize(context.model, recipe.quantize)
     check_budget(model, recipe.budget)
+    if recipe.init_bits:
+        apply_init_bits(model, recipe.init_bits)
     if not method.quantizers:  # only its calibration knows what its scales look like
         return
     for quantizer in named_quantizers(model).values():
@@ -134,7 +137,7 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
     """Train the context's float model in place and write its run directory."""
     run = Run(folder)
     weights, done = folder / "model.safetensors", folder / "result.json"
-    row = dataclasses.replace(context.recipe, method=FLOAT, train_float=None, fit=config, budget=None)
+    row = dataclasses.replace(context.recipe, method=FLOAT, train_float=None, fit=config, budget=None, init_bits="")
     if done.exists() and weights.exists():
         check_recipe(run, _resolved(context, row))
         tensors, _ = load_tensors(weights)
@@ -171,10 +174,12 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     start = time.perf_counter()
     method.calibrate(model, row.quantize, seen, batches)
     calibration_seconds = time.perf_counter() - start
+    if row.init_bits:
+        apply_init_bits(model, row.init_bits)
     result = None
     if config.epochs:
         guide = method.guide(model, row.quantize, context.model)
-        result = _fit(context, model, run, config, row.budget, resume, guide)
+        result = _fit(context, model, run, config, row.budget, resume, guide, allocated=bool(row.init_bits))
     model.eval()
     if not is_main():
         return {}
@@ -216,6 +221,7 @@ def _fit(
     budget: Budget | None,
     resume: bool,
     guide: Guide | None = None,
+    allocated: bool = False,
 ) -> FitResult:
     return fit(
         model,
@@ -227,6 +233,7 @@ def _fit(
         order=context.splits.order,
         data=context.data,
         evaluation=context.splits.eval,
+        allocated=allocated,
         run=run,
         resume=resume,
         quiet=context.quiet,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .data_streams import PREFIXES as STREAMS
-from .recipe import Recipe, RecipeError, recipe_to_values
+from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run
 
 SPEED_ONLY = ("data.cache_decoded", "fit.tensorboard", "fit.checkpoint_every")
@@ -54,7 +54,8 @@ def check_recipe(run: Run, row: Recipe) -> None:
     written = run.folder / "recipe.json"
     if not written.exists():
         return
-    different = _differences(json.loads(written.read_text()), json.loads(json.dumps(recipe_to_values(row))))
+    before = recipe_from_values(json.loads(written.read_text()))  # fields that came later have their defaults
+    different = _differences(*(json.loads(json.dumps(recipe_to_values(recipe))) for recipe in (before, row)))
     changed = sorted(key for key in different if not is_harmless(key, row))
     if changed:
         raise RecipeError(

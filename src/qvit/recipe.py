@@ -61,6 +61,8 @@ class Recipe:
     data              images and augmentation
     calibration       training images that calibration looks at
     quantize          options of the method; of qvit and lsq: what is quantized and how
+    init_bits         init_bits.json of `qvit analyze --budget-gbitops`: learned bits start there, after calibration, and
+                      fit goes on from them instead of solving a first allocation of its own; "": it does solve one
     budget            what the model may cost, or None when no bits are learned
     fit               training; fit.epochs = 0 stops after calibration
     uniform_baseline  also train a uniform model of this many bits with the same settings, 0: do not (qvit only)
@@ -74,6 +76,7 @@ class Recipe:
     data: DataConfig = field(default_factory=lambda: DataConfig(dataset="digits"))
     calibration: int = 512
     quantize: Config = field(default_factory=Spec)
+    init_bits: str = ""
     budget: Budget | None = None
     fit: FitConfig = field(default_factory=FitConfig)
     uniform_baseline: int = 0
@@ -83,6 +86,11 @@ class Recipe:
             raise RecipeError(f"recipe version {self.version} is not known; this qvit reads version {VERSION}")
         if self.method != FLOAT:
             self._check_method()
+        if self.init_bits and (self.method == FLOAT or not learns_bits(self.quantize)):
+            raise RecipeError(
+                f"init_bits is {self.init_bits!r}, but no bits are learned that could start there; leave it out, or use "
+                "method 'qvit' with LearnedBits in quantize"
+            )
         if self.uniform_baseline and not MIN_BITS <= self.uniform_baseline <= MAX_BITS:
             raise RecipeError(
                 f"uniform_baseline is {self.uniform_baseline}; give {MIN_BITS} to {MAX_BITS} bits, or 0 for none"
@@ -195,6 +203,7 @@ def _anchored(recipe: Recipe, base: Path, typed: set[str]) -> Recipe:
         budget = dataclasses.replace(budget, table=anchor(budget.table, "budget.table"))
     return dataclasses.replace(
         recipe,
+        init_bits=anchor(recipe.init_bits, "init_bits"),
         budget=budget,
         model=dataclasses.replace(model, checkpoint=anchor(model.checkpoint, "model.checkpoint")),
         data=dataclasses.replace(data, dataset=dataset, root=root, class_map=class_map),
