@@ -58,7 +58,10 @@ def check_row(result: dict, folder: Path, method: str) -> None:
     assert (predictions["labels"] == predictions["module"]).mean() * 100 == pytest.approx(result["top1"])
     assert (predictions["labels"] == predictions["float"]).mean() * 100 == pytest.approx(result["top1_float"])
     np.testing.assert_array_equal(predictions["module"], again.predictions)
-    qvit_runtime.check(qvit_runtime.load(folder / "model.qvit"))
+    program = qvit_runtime.load(folder / "model.qvit")
+    qvit_runtime.check(program)
+    images = next(iter(open_eval(recipe.data)))[0][:2].numpy()
+    assert np.abs(qvit_runtime.Engine(program)(images) - qvit_runtime.run(program, images)).max() < 0.1
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "qvit"])
