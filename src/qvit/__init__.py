@@ -6,15 +6,24 @@
     qvit.fit(qmodel, train_loader, budget=qvit.Budget(gbitops=12.883))
     qvit_runtime.save(qvit.freeze(qmodel), "deit_tiny.qvit")
 
+The other methods have the same verbs on their own options, in a file each:
+
+    qmodel = qvit.methods.fqvit.quantize(model, qvit.FQViT(attention_bits=4))
+
 Some verbs share their name with the file that holds them (`fit` is in `fit.py`). Inside the package the name is the module,
 from outside it is the verb: the imports below bind it last.
 """
 
+from . import methods as methods
 from .allocate import Lagrangian as Lagrangian
 from .allocate import Published as Published
+from .analyze import analyze as analyze
+from .analyze_config import AnalysisConfig as AnalysisConfig
+from .analyze_data import open_analysis_data as open_analysis_data
 from .budget import Budget as Budget
 from .budget import BudgetError as BudgetError
 from .calibrate import calibrate as calibrate
+from .compare import compare as compare
 from .convert import quantize as quantize
 from .cost import cost as cost
 from .data import DataConfig as DataConfig
@@ -28,8 +37,21 @@ from .fit import fit as fit
 from .fit_config import FitConfig as FitConfig
 from .freeze import FreezeError as FreezeError
 from .freeze import freeze as freeze
+from .init_bits import apply_init_bits as apply_init_bits
+from .methods import TSPTQ as TSPTQ
+from .methods import FQViT as FQViT
+from .methods import IViT as IViT
+from .methods import PostTraining as PostTraining
+from .methods import QViTIRM as QViTIRM
+from .paired import Paired as Paired
+from .paired import paired as paired
 from .pipeline import run_recipe as run_recipe
 from .quantizer import UncalibratedError as UncalibratedError
+from .range_observers import LeastSquares as LeastSquares
+from .range_observers import MeanSquaredError as MeanSquaredError
+from .range_observers import MinMax as MinMax
+from .range_observers import MovingAverage as MovingAverage
+from .range_observers import Percentile as Percentile
 from .recipe import RecipeError as RecipeError
 from .recipe import load_recipe as load_recipe
 from .runs import CheckpointError as CheckpointError
