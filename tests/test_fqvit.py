@@ -23,6 +23,9 @@ from qvit.values import from_values, to_values
 from qvit_runtime import interpreter
 from qvit_runtime.artifact import load, save
 from qvit_runtime.check import check
+from qvit_runtime.integer_ops import LogIntSoftmax as LogIntSoftmaxOp
+from qvit_runtime.integer_ops import ShiftAttentionValue
+from qvit_runtime.program import AttentionValue
 from toy_models import FAMILIES, images, swin, vit
 from truth import compare
 
@@ -126,6 +129,26 @@ def test_the_last_code_is_zero_and_far_codes_are_dropped() -> None:
 
 
 # The module and its program.
+
+
+@pytest.mark.parametrize("make", [vit, swin])
+def test_without_log2_the_attention_map_has_a_plain_grid(make) -> None:
+    """The published 8/8/8: a float softmax on `attention_bits` unsigned bits, everything else as with log2."""
+    float_model = make()
+    model = fqvit.quantize(float_model, fqvit.FQViT(8, 8, 5, log2=False), quiet=True).eval()
+    fqvit.calibrate(model, images(float_model, 24, seed=7).split(8))
+    program = fqvit.freeze(model)
+    check(program)
+    maps = [op for op in program.ops if isinstance(op, AttentionValue)]
+    assert maps
+    assert not any(isinstance(op, (LogIntSoftmaxOp, ShiftAttentionValue)) for op in program.ops)
+    for op in maps:
+        grid = program.buffers[op.attention].grid
+        assert grid is not None
+        assert (grid.bits, grid.signed) == ((5,), False)
+    assert all(count.wrong == 0 for count in compare(program, model, images(float_model, 3, seed=5)).values())
+    rows = {row.tensor: row for row in fqvit.placement(model)}
+    assert any(name.endswith(".softmax") and row.bits is None for name, row in rows.items())
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -279,7 +302,7 @@ def test_placement_says_what_is_integer_and_what_is_float() -> None:
 
 
 def test_config_is_checked_and_round_trips() -> None:
-    config = fqvit.FQViT(6, 7, 8, LeastSquares())
+    config = fqvit.FQViT(6, 7, 8, observer=LeastSquares())
     assert from_values(fqvit.FQViT, to_values(config), "quantize") == config
     with pytest.raises(ValueError, match=r"FQViT\.attention_bits is 9; it must be a whole number in 2\.\.8"):
         fqvit.FQViT(attention_bits=9)

@@ -143,7 +143,9 @@ METHODS: dict[str, Method] = {
     "fqvit": Method(
         config=FQViT,
         uniform=FQViT,
-        label=lambda config: f"FQ-ViT {_bits(config)} attention {config.attention_bits}",
+        label=lambda config: (
+            f"FQ-ViT {_bits(config)} attention {config.attention_bits}{' log2' if config.log2 else ''}"
+        ),
         quantize=lambda model, config: fqvit.quantize(model, config, quiet=True),
         calibrate=lambda model, _, images, batches: fqvit.calibrate(model, images, batches),
         freeze=_without_budget(fqvit.freeze),

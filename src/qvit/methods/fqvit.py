@@ -80,7 +80,9 @@ class FQViT:
 
     weight_bits      of all weights, 2..8
     activation_bits  of all activations but the scores, 2..8
-    attention_bits   of the log2 codes of the attention map, 2..8; published: 4 and 8
+    attention_bits   of the codes of the attention map, 2..8
+    log2             these codes are powers of two (LIS); False: a float softmax on a plain unsigned grid. Published are
+                     4 bits with LIS (the row 8/8/4) and 8 bits without (8/8/8)
     observer         how scales of activations follow from what was seen; published: MinMax(). Weights and the stream have
                      their min and max inside whatever it is
     """
@@ -88,6 +90,7 @@ class FQViT:
     weight_bits: int = 8
     activation_bits: int = 8
     attention_bits: int = 4
+    log2: bool = True
     observer: Observer = field(default_factory=MinMax)
 
     def __post_init__(self) -> None:
@@ -116,10 +119,11 @@ def quantize(model: nn.Module, config: FQViT | None = None, *, quiet: bool = Fal
         heads=PerTensor(),
         weight_scale=PerChannel(),
         edge=FixedBits(config.weight_bits),
+        overrides=(("*.attention", FixedBits(config.attention_bits)),),
     )
     result = quantize_uniformly(model, spec, quiet=True)
     result.fqvit = config  # type: ignore[assignment]  # what `calibrate` goes by
-    builder = Builder(config.activation_bits, config.attention_bits)
+    builder = Builder(config.activation_bits, config.attention_bits if config.log2 else None)
     result.patch_embed.proj.input_quantizer = builder.asymmetric()  # type: ignore[union-attr]
     for name, module in list(result.named_modules()):
         match module:

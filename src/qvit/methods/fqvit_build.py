@@ -26,10 +26,10 @@ from .fqvit_modules import (
 
 
 class Builder:
-    """Makes grids of `activation_bits`, log2 attention of `attention_bits`, and the modules around them."""
+    """Makes grids of `activation_bits`, log2 attention of `log2_bits` if that is not None, and the modules around them."""
 
-    def __init__(self, activation_bits: int, attention_bits: int) -> None:
-        self.activation_bits, self.attention_bits = activation_bits, attention_bits
+    def __init__(self, activation_bits: int, log2_bits: int | None) -> None:
+        self.activation_bits, self.log2_bits = activation_bits, log2_bits
 
     def _activation(self, *, groups: int = 1, bits: int = 0, signed: bool, offset: bool = False) -> Quantizer:
         return Quantizer(
@@ -70,11 +70,12 @@ class Builder:
         assert isinstance(attention, (QuantAttention, QuantWindowAttention))
         qkv = self.norm_and_reader(block, "norm1", attention.qkv)
         attention.proj.input_quantizer = self.asymmetric()
-        scores = self._activation(signed=True, bits=MAX_BITS)
-        if isinstance(attention, QuantWindowAttention):
-            block.attn = ShiftWindowAttention(attention, qkv, scores, self.attention_bits)
+        if self.log2_bits is None:
+            attention.qkv = qkv
         else:
-            block.attn = ShiftAttention(attention, qkv, scores, self.attention_bits)
+            scores = self._activation(signed=True, bits=MAX_BITS)
+            shift = ShiftWindowAttention if isinstance(attention, QuantWindowAttention) else ShiftAttention
+            block.attn = shift(attention, qkv, scores, self.log2_bits)  # type: ignore[arg-type]
         block.mlp.fc1 = self.norm_and_reader(block, "norm2", block.mlp.fc1)  # type: ignore[arg-type]
 
     def block(self, block: Block) -> StreamBlock:

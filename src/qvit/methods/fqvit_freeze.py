@@ -77,10 +77,11 @@ class _FQEmitter(Emitter):
         return super().residual(self.values(self.stream_codes[stream]), branch, scale, name)
 
     def attend(self, q: str, k: str, v: str, module: QuantAttention | QuantWindowAttention, mask: Tensor | None) -> str:
-        """codes (..., H, N, d) -> values (..., H, N, d) by a log2 softmax and shifts"""
+        """codes (..., H, N, d) -> values (..., H, N, d) by a log2 softmax and shifts, or as `qvit.freeze` does"""
+        if not isinstance(module, (ShiftAttention, ShiftWindowAttention)):
+            return super().attend(q, k, v, module, mask)
         name, per_head = self.names[module], self.shape(v)
         square = (*per_head[:-1], per_head[-2])
-        assert isinstance(module, (ShiftAttention, ShiftWindowAttention))
         quantizer, bits = module.scores_quantizer, module.softmax.bits
         scores = self.emit(p.QueryKey(q, k, f"{name}.scores.values", float(module.scale)), square)
         codes = self.quantize(scores, quantizer)
