@@ -115,4 +115,11 @@ CONTENDERS = (
         for bits in qvit_peers.WIDTHS
     ),
     Contender("qvit_mixed", "qvit head-wise mixed, 3-bit budget", ENGINE, FROZEN, qvit_peers.mixed),
+    Contender(
+        "qvit_ivit",
+        "qvit integer-only 8/8 (I-ViT)",
+        ENGINE,
+        (network.float_model, qvit_peers.integer_only),
+        qvit_peers.ivit_program,
+    ),
 )

@@ -1,4 +1,4 @@
-"""qvit: one calibration, six programs, the native engine.
+"""qvit: one calibration, six programs, the native engine; and the integer-only program of I-ViT.
 
 A model with learned bits has, after calibration, a scale for every width from 2 to 8 in every group, so the uniform
 programs and the mixed one are frozen from the same module by setting its bits. The mixed one gets them the way training
@@ -53,6 +53,23 @@ def programs(task: Task) -> None:
     qvit_runtime.save(qvit.freeze(model, budget, metadata=metadata), _path(task, "mixed"))
 
 
+def integer_only(task: Task) -> None:
+    """Preparation: qvit_ivit.qvit, W8A8 without a float operation between the image's codes and the logits."""
+    import torch
+
+    import qvit_runtime
+    from qvit.methods import ivit
+    from qvit_runtime.integer_only import prove
+
+    torch.set_num_threads(task.threads)
+    model = ivit.quantize(build(task)).eval()
+    images = torch.from_numpy(task.load("calibration.npy")).split(PROBE_IMAGES)
+    ivit.calibrate(model, images, len(images))
+    program = ivit.freeze(model)
+    prove(program)
+    qvit_runtime.save(program, _path(task, "ivit"))
+
+
 def _set_all(model: nn.Module, bits: int) -> None:
     """Every learned width to `bits`."""
     import torch
@@ -105,3 +122,7 @@ def uniform(bits: int) -> Callable[[Task], Loaded]:
 
 def mixed(task: Task) -> Loaded:
     return _load(task, "mixed")
+
+
+def ivit_program(task: Task) -> Loaded:
+    return _load(task, "ivit")
