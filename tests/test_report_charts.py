@@ -52,7 +52,7 @@ def test_looks_shrink_with_the_number_of_groups(tmp_path: Path) -> None:
     run = read_run("run", write_run(tmp_path / "run", ["bits"], steps=4, depth=12))
     few, many = looks([run]), looks([run] * 40)
     assert few == 240 > many
-    assert many == 300_000 // (40 * sum(groups(12).values()))
+    assert many == 200_000 // (40 * sum(groups(12).values()))
 
 
 def test_long_logs_are_thinned_to_means_that_keep_the_last_step(tmp_path: Path) -> None:
@@ -73,11 +73,12 @@ def test_histograms_count_every_weight(tmp_path: Path) -> None:
     artifact = read_artifact(tmp_path / "model.qvit", {})
     for histogram in artifact.histograms:
         weight = program.weights[histogram.tensor]
-        assert len(histogram.codes) == 2**histogram.bits
-        assert sum(share for _, share in histogram.codes) == pytest.approx(100)
+        assert len(histogram.codes) == min(2**histogram.bits, 64)
+        assert sum(share for _, share in histogram.codes) * histogram.merged == pytest.approx(100)
         if histogram.groups == 1:
-            zero = next(share for code, share in histogram.codes if code == 0)
-            assert zero == pytest.approx((weight.codes == 0).mean() * 100)
+            middle, share = max(histogram.codes, key=lambda bar: bar[1])
+            inside = np.abs(weight.codes - middle) < histogram.merged / 2
+            assert share * histogram.merged == pytest.approx(inside.mean() * 100)
     rows = [h for h in artifact.histograms if h.tensor == "blocks.0.attn.qkv.weight"]
     assert [h.bits for h in rows] == program.weights[rows[0].tensor].bits.ravel().tolist()
     for found in artifact.ranges:
@@ -154,7 +155,7 @@ def test_the_table_leaves_out_columns_that_no_run_fills(tmp_path: Path) -> None:
     run = read_run("run", write_run(tmp_path / "run", ["result"], seed=2))
     grid = side_by_side([run])
     assert "ms" not in grid.columns
-    row = {title: cell for title, cell in zip(grid.columns, grid.rows[0], strict=True)}
+    row = dict(zip(grid.columns, grid.rows[0], strict=True))
     assert (row["minus float"].text, row["minus float"].number) == ("-3.00", -3.0)
     assert row["budget"].text == "0.05 gbitops"
 

@@ -24,6 +24,7 @@ from qvit_runtime.inspection import describe
 from qvit_runtime.program import Grid, Weight
 
 BINS = 32  # of the float weights of a group
+BARS = 64  # of the codes of a group
 MOST_BLOCKS = 100  # more blocks than that are channels and not heads
 OWN = 0.999  # share of codes that must be those of the float weights
 
@@ -35,7 +36,8 @@ class Histogram:
     group, groups  which block; groups is 0 for all channels of one bit-width
     bits           of the codes
     scale          of one step, the mean where there are several
-    codes          (code, percent of the weights), for each code of the grid
+    merged         neighbouring codes that a bar stands for: 1, and more where the grid has more than BARS points
+    codes          (middle of the bar, percent per step), over the whole grid
     values         (left edge, right edge, percent per step) of the float weights, or nothing
     """
 
@@ -44,7 +46,8 @@ class Histogram:
     groups: int
     bits: int
     scale: float
-    codes: tuple[tuple[int, float], ...]
+    merged: int
+    codes: tuple[tuple[float, float], ...]
     values: tuple[tuple[float, float, float], ...]
 
 
@@ -115,6 +118,7 @@ def _histograms(name: str, weight: Weight, values: Tensor | None) -> Iterator[Hi
             groups=0 if by_channel else weight.bits.size,
             bits=bits,
             scale=float(scale[chosen].mean()),
+            merged=_merged(bits),
             codes=_of_codes(weight.codes[chosen], bits),
             values=() if steps is None else _of_values(steps[chosen]),
         )
@@ -125,10 +129,15 @@ def _are_theirs(codes: np.ndarray, steps: np.ndarray, bits: np.ndarray) -> bool:
     return bool((np.rint(np.clip(steps, -half, half - 1)) == codes).mean() > OWN)
 
 
-def _of_codes(codes: np.ndarray, bits: int) -> tuple[tuple[int, float], ...]:
-    half = 2 ** (bits - 1)
-    counts = np.bincount(codes.ravel().astype(np.int64) + half, minlength=2 * half)
-    return tuple((code - half, float(count) * 100 / codes.size) for code, count in enumerate(counts))
+def _merged(bits: int) -> int:
+    return max(1, 2**bits // BARS)
+
+
+def _of_codes(codes: np.ndarray, bits: int) -> tuple[tuple[float, float], ...]:
+    half, merged = 2 ** (bits - 1), _merged(bits)
+    counts = np.bincount(codes.ravel().astype(np.int64) + half, minlength=2 * half).reshape(-1, merged).sum(1)
+    middles = np.arange(len(counts)) * merged - half + (merged - 1) / 2
+    return tuple(zip(middles.tolist(), (counts * 100 / codes.size / merged).tolist(), strict=True))
 
 
 def _of_values(steps: np.ndarray) -> tuple[tuple[float, float, float], ...]:

@@ -53,12 +53,14 @@ def bit_maps(run: Run, key: str) -> Iterator[Picture]:
 
 def _cells(x: alt.X, y: alt.Y) -> alt.LayerChart:
     base = alt.Chart().encode(x=x, y=y, tooltip=tips("layer", "role", "head", "bits", "tensor"))
-    return alt.layer(
+    layers = alt.layer(
         base.mark_rect().encode(color=alt.Color("bits:Q", scale=BITS_SCALE, legend=None)),
         base.mark_text(fontSize=10).encode(
             text="bits:Q", color=alt.condition("datum.bits > 5", alt.value("#111111"), alt.value("#ffffff"))
         ),
     )
+    assert isinstance(layers, alt.LayerChart)
+    return layers
 
 
 @cache

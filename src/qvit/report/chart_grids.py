@@ -1,6 +1,6 @@
 """Weights on their grids, and the grids of the activations.
 
-Weights: bars are the codes of the artifact, one per grid point; the line is the density of the float weights they were rounded
+Weights: bars are the codes of the artifact, one per grid point, or a few where there are more than 64; the line is the density of the float weights they were rounded
 from, where the run has them. Both in percent per step, so bars and line can be compared: what the line has beyond the last bar
 was clipped into it.
 
@@ -28,20 +28,23 @@ def grids(run: Run, key: str) -> Iterator[Picture]:
     if run.artifact is None:
         return
     found = run.artifact.histograms
-    codes = [(n, True, code, digits(share, 3)) for n, h in enumerate(found) for code, share in h.codes]
+    codes = [(n, 1, middle, digits(share, 3)) for n, h in enumerate(found) for middle, share in h.codes]
     values = [
-        (n, False, digits((low + high) / 2, 3), digits(share, 3))
+        (n, 0, digits((low + high) / 2, 3), digits(share, 3))
         for n, h in enumerate(found)
         for low, high, share in h.values
     ]
     yield Picture(
         f"{key}-weights",
         "Weights on their grids",
-        "Bars: codes, one bar per grid point. Line: the float weights that were rounded to them. Choose a tensor below.",
+        "Bars: codes, one bar per grid point (per 2 or 4 of 7 or 8 bits). Line: the float weights that were rounded to them. Choose a tensor below.",
         _weights(tuple(dict.fromkeys(h.tensor for h in found))),
         {
             "steps": Table(("group", "is_code", "x", "share"), [*codes, *values]),
-            "groups": Table(("group", "tensor", "label"), [(n, h.tensor, _label(h)) for n, h in enumerate(found)]),
+            "groups": Table(
+                ("group", "tensor", "label", "merged"),
+                [(n, h.tensor, _label(h), h.merged) for n, h in enumerate(found)],
+            ),
         },
         panel=PANEL,
     )
@@ -78,20 +81,20 @@ def _label(histogram: Histogram) -> str:
 def _weights(tensors: tuple[str, ...]) -> dict[str, Any]:
     start = next((name for name in tensors if name.endswith("qkv.weight")), tensors[0])
     chosen = alt.param(name="tensor", value=start, bind=alt.binding_select(options=list(tensors), name="Tensor "))
-    group = alt.LookupData(alt.NamedData("groups"), key="group", fields=["tensor", "label"])
+    group = alt.LookupData(alt.NamedData("groups"), key="group", fields=["tensor", "label", "merged"])
     x_title, y_title = "value in steps of the scale", "% per step"
 
     bars = (
         alt.Chart()
         .transform_filter("datum.is_code")
-        .transform_calculate(left="datum.x - 0.4", right="datum.x + 0.4")
+        .transform_calculate(left="datum.x - 0.4 * datum.merged", right="datum.x + 0.4 * datum.merged")
         .mark_bar(opacity=0.75)
         .encode(
             x=alt.X("left:Q", title=x_title),
             x2="right:Q",
             y=alt.Y("share:Q", title=y_title),
             y2=alt.datum(0),
-            tooltip=tips("tensor", "label", ("x:Q", "code", "d"), ("share:Q", "% of the weights", ".2f")),
+            tooltip=tips("tensor", "label", ("x:Q", "code", "~g"), ("share:Q", "% of the weights per code", ".2f")),
         )
     )
     line = (

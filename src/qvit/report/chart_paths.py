@@ -18,7 +18,7 @@ from .read import Run, Widths
 from .tensors import HEAD_ROLES, place_of
 
 PANEL = 230
-CELLS, FEWEST, MOST = 300_000, 16, 240
+CELLS, FEWEST, MOST = 200_000, 16, 240
 
 
 def looks(runs: Sequence[Run]) -> int:

@@ -87,7 +87,7 @@ def _bars(title: str, widths: int) -> dict[str, Any]:
     )
     bars = base.mark_bar(opacity=0.8).encode(
         x=alt.X("value:Q", title=title),
-        color=alt.Color("bits:O", scale=alt.Scale(range="category"), legend=alt.Legend(title="bits", orient="top")),  # type: ignore[arg-type]
+        color=alt.Color("bits:O", scale=alt.Scale(range="category"), legend=alt.Legend(title="bits", orient="top")),
     )
     intervals = base.mark_rule(strokeWidth=1.2).encode(x="low:Q", x2="high:Q")
     return (

@@ -46,17 +46,22 @@ def scale_banks(run: Run, key: str) -> Iterator[Picture]:
     if not banks:
         return
     places = [place_of(bank.tensor, bank.group, bank.groups) for bank in banks]
-    rows = [
-        (number, place.role, place.label, bank.tensor, slot, digits(scale, 4), slot == bank.in_use)
+    groups = [
+        (number, place.role, place.label, bank.tensor, bank.in_use)
         for number, (bank, place) in enumerate(zip(banks, places, strict=True))
-        for slot, scale in bank.scales.items()
+    ]
+    rows = [
+        (number, slot, digits(scale, 4)) for number, bank in enumerate(banks) for slot, scale in bank.scales.items()
     ]
     yield Picture(
         f"{key}-scale-banks",
         "Scales by slot",
         "One line per layer and head: its scale at every bit-width, on a logarithmic axis. The point is the slot in use.",
         _banks(),
-        {"banks": Table(("bank", "role", "label", "tensor", "slot", "scale", "used"), rows)},
+        {
+            "banks": Table(("group", "slot", "scale"), rows),
+            "groups": Table(("group", "role", "label", "tensor", "in_use"), groups),
+        },
         panel=PANEL,
     )
 
@@ -83,17 +88,19 @@ def _counts() -> dict[str, Any]:
 def _banks() -> dict[str, Any]:
     x = alt.X("slot:O", title="bits of the slot", axis=alt.Axis(labelAngle=0))
     y = alt.Y("scale:Q", title="scale", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g", tickCount=5))
-    lines = alt.Chart().mark_line(strokeWidth=0.7, opacity=0.5).encode(x=x, y=y, detail="bank:N")
+    lines = alt.Chart().mark_line(strokeWidth=0.7, opacity=0.5).encode(x=x, y=y, detail="group:N")
     used = (
         alt.Chart()
-        .transform_filter("datum.used")
+        .transform_filter("datum.slot == datum.in_use")
         .mark_point(filled=True, size=32, opacity=0.85)
         .encode(x=x, y=y, tooltip=tips("tensor", "label", ("slot:Q", "bits in use", "d"), ("scale:Q", "scale", ".4~g")))
     )
     panels = alt.layer(lines, used).properties(width=PANEL, height=130)
     facet = alt.Facet("role:N", title=None, sort=list(HEAD_ROLES))
+    group = alt.LookupData(alt.NamedData("groups"), key="group", fields=["role", "label", "tensor", "in_use"])
     return (
         panels.facet(facet=facet, columns=4, data=alt.NamedData("banks"))
+        .transform_lookup("group", from_=group)
         .resolve_scale(x="independent", y="independent")
         .to_dict()
     )

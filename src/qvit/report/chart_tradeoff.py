@@ -80,7 +80,10 @@ def _chart(cast: Cast, table: Table, price: str, title: str) -> dict[str, Any]:
         base.transform_filter("isValid(datum.top1_float)")
         .transform_aggregate(rows="count()", groupby=["top1_float"])
         .mark_rule(strokeWidth=1.2)
-        .encode(y="top1_float:Q", tooltip=tips(("top1_float:Q", "float model, top-1 %", ".2f")))
+        .encode(
+            y=alt.Y("top1_float:Q", scale=alt.Scale(zero=False, nice=False)),
+            tooltip=tips(("top1_float:Q", "float model, top-1 %", ".2f")),
+        )
     )
     uniform = (
         priced.transform_filter("datum.kind == 'uniform'")

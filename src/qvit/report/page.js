@@ -31,8 +31,9 @@
     const picture = page.pictures[figure.id];
     const place = figure.querySelector(".chart");
     const width = place.clientWidth;
-    if (!width) return; // inside something closed: drawn when it is opened
     drawn.get(figure)?.finalize();
+    drawn.delete(figure);
+    if (!width) return; // of a run that is not selected: the observer reports it when it is shown again
     const result = await vegaEmbed(place, specification(picture, width), {
       actions: false,
       logLevel: 1, // errors: its warnings are about choices that were made on purpose

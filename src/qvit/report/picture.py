@@ -83,7 +83,7 @@ class Cast:
         return alt.StrokeDash(
             "run:N",
             scale=alt.Scale(domain=self.names, range=self.dashes),
-            legend=self.legend,  # type: ignore[arg-type]
+            legend=self.legend,
         )
 
     def shape(self) -> alt.Shape:

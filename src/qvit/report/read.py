@@ -251,7 +251,7 @@ def _outcome(path: Path) -> Outcome | None:
             budget={unit: _required(record["budget"], unit) for unit in record.get("budget") or {}},
             bits=_widths(record.get("bits") or {}),
             versions={str(name): str(text) for name, text in (record.get("versions") or {}).items()},
-            **{key: number_of(record, key) for key in numbers},  # type: ignore[arg-type]
+            **{key: number_of(record, key) for key in numbers},
         )
 
 

@@ -9,11 +9,13 @@ numbers. Six colours, seven shapes and five dashes have no common factor, so the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right")
 DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (7, 2), (2, 2), (9, 2, 2, 2), (12, 4))
-BITS_SCHEME = "viridis"  # light is many bits; ordered in lightness, so it survives colour blindness and grey print
+BITS_SCHEME: Literal["viridis"] = (
+    "viridis"  # light is many bits; ordered in lightness, so it survives colour blindness and grey print
+)
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
