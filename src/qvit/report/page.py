@@ -96,7 +96,7 @@ def render(page: Page, *, live: bool) -> str:
 @cache
 def vega() -> str:
     """Vega, Vega-Lite and vega-embed as one script, out of the vl-convert package."""
-    return vl_convert.javascript_bundle(None)
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _file(name: str) -> str:
