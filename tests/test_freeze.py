@@ -12,7 +12,7 @@ import qvit_runtime.interpreter as interpreter
 from qvit.budget import Budget
 from qvit.convert import quantize
 from qvit.cost import cost
-from qvit.freeze import FreezeError, folded_bias, freeze, integer_weight
+from qvit.freeze import FreezeError, default_preprocess, folded_bias, freeze, integer_weight
 from qvit.quantizer import UncalibratedError, named_quantizers
 from qvit.spec import Spec
 from qvit_runtime import program as p
@@ -125,3 +125,9 @@ def test_other_channels_need_their_own_statistics() -> None:
     check(freeze(model, preprocess=gray))
     with pytest.raises(FreezeError, match=r"1 channels.*give a Preprocess"):
         freeze(model)
+
+
+def test_only_rgb_has_a_default_preprocess() -> None:
+    assert default_preprocess((3, 8, 6)).size == (8, 6)
+    with pytest.raises(FreezeError, match=r"^the model takes 1 channels and timm's ImageNet .* give a Preprocess with"):
+        default_preprocess((1, 8, 6))

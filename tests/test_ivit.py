@@ -190,10 +190,13 @@ def test_grids_of_the_program_are_those_of_the_placement() -> None:
     assert sum(isinstance(op, i.Shiftmax) for op in program.ops) == 4
 
 
-@pytest.mark.parametrize("value", [1, 9, 4.0, True])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1, "bit-widths go from 2 to 8"), (9, "bit-widths go from 2 to 8"), (4.0, "it must be a whole number")],
+)
 @pytest.mark.parametrize("field", ["weight_bits", "activation_bits"])
-def test_options_are_checked(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"IViT\.{field} is {value}; it must be a whole number from 2 to 8"):
+def test_options_are_checked(field: str, value: object, text: str) -> None:
+    with pytest.raises(ValueError, match=rf"IViT\.{field} is {value}; {text}"):
         IViT(**{field: value})  # type: ignore[arg-type]
 
 

@@ -92,16 +92,25 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8, observer: Obse
     }
     if not watchers:
         return
-    observe(model, islice(images, batches), watchers)
+    observe(model, calibration_images(images, batches), watchers)
     for name, seen in watchers.items():
         fit_quantizer(name, quantizers[name], seen.points(), observer)
 
 
-def observe(model: nn.Module, images: Images, watchers: Mapping[str, Watcher]) -> None:
-    """Run the float network and show each watcher what the quantizer of its name gets, batch by batch.
+def calibration_images(images: Images, batches: int) -> Iterator[Tensor]:
+    """The images of the first `batches` batches, (B, channels, height, width) each; labels beside them are not looked at.
 
-    Raises ValueError when there are no images.
+    Raises ValueError, at its end, when there were none.
     """
+    batch = None
+    for batch in islice(images, batches):
+        yield batch[0] if isinstance(batch, (tuple, list)) else batch
+    if batch is None:
+        raise ValueError("calibration got no images: the loader is empty")
+
+
+def observe(model: nn.Module, images: Iterable[Tensor], watchers: Mapping[str, Watcher]) -> None:
+    """Run the float network and show each watcher what the quantizer of its name gets, batch by batch."""
     quantizers = require_quantized(model)
     device = next(model.parameters()).device
     was_training = model.training
@@ -110,18 +119,14 @@ def observe(model: nn.Module, images: Images, watchers: Mapping[str, Watcher]) -
         quantizers[name].register_forward_pre_hook(lambda _, args, w=watcher: w.update(args[0]))
         for name, watcher in watchers.items()
     ]
-    seen = 0
     try:
         with float_forward(model):
-            for batch in images:
-                model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
-                seen += 1
+            for values in images:
+                model(values.to(device))
     finally:
         for handle in handles:
             handle.remove()
         model.train(was_training)
-    if not seen:
-        raise ValueError("calibration got no images: the loader is empty")
 
 
 def weight_owners(model: nn.Module) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from .analyze import INIT_BITS, RESULT, analyze
 from .analyze_config import AnalysisConfig
 from .analyze_data import open_analysis_data
 from .analyze_table import table
-from .cli_data import float_source
+from .cli_data import add_source_options, float_source
 from .cli_output import say
 from .data import resolve_data
 from .float_model import create_float_model
@@ -30,14 +30,7 @@ def add_analyze(verbs: Any) -> argparse.ArgumentParser:
     """Add the verb to the sub-parsers of `qvit`."""
     parser = verbs.add_parser("analyze", help="which components, layers and heads break under quantization")
     parser.add_argument("what", help="timm model name, recipe (its float model), or run directory of a float run")
-    parser.add_argument(
-        "--data",
-        help="folder of class folders, flat folder of images without labels, timm data set name such as hfds/FOLDER, or "
-        "digits; a run and a recipe have their own",
-    )
-    parser.add_argument("--split", help="to measure on; default: validation, or that of the run or recipe")
-    parser.add_argument("--checkpoint", default="", metavar="FILE", help="float weights for a timm model name")
-    parser.add_argument("--num-classes", type=int, default=0, metavar="N", help="size of the classifier of those")
+    add_source_options(parser)
     parser.add_argument(
         "--bits", type=_widths, default=DEFAULT.bits, metavar="N,N", help="bit-widths, 2 to 8 (default: 2,3,4)"
     )

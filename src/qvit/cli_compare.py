@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .cli_output import Column, say, table
+from .cli_output import COST_COLUMNS, Column, say, table
 from .cli_run import add_recipe_options, recipe_of
 from .compare import compare
 from .pipeline import run_recipe
@@ -24,10 +24,7 @@ COLUMNS = (
     Column("top-1 %", "top1", 2),
     Column("minus float", "minus_float", 0),
     Column("same class %", "agreement_float", 2),
-    Column("GBitOPs", "gbitops", 4),
-    Column("W bits", "average_weight_bits", 2),
-    Column("A bits", "average_activation_bits", 2),
-    Column("KiB", "artifact_kib", 1),
+    *COST_COLUMNS,
     Column("calib. s", "calibration_seconds", 1),
     Column("train s", "training_seconds", 0),
     Column("ms", "milliseconds", 2),

@@ -12,6 +12,32 @@ from .finished import read_recipe
 from .recipe import FLOAT, ModelConfig, load_recipe
 
 
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """--data and --split for `data_from`, --checkpoint and --num-classes of a float model given by its timm name."""
+    parser.add_argument(
+        "--data",
+        help="folder with train and validation folders of class folders, flat folder of images without labels, timm data "
+        "set name such as hfds/FOLDER, or digits; a run and a recipe have their own",
+    )
+    parser.add_argument(
+        "--split",
+        help="to evaluate on; default: validation, or that of the run or recipe; '' is the folder itself",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="FILE",
+        help="float weights for a timm model name: .safetensors, a weights-only .pth, or the directory of a float run",
+    )
+    parser.add_argument("--num-classes", type=int, default=0, metavar="N", help="size of the classifier of those")
+
+
+def timm_model(name: str, arguments: argparse.Namespace) -> ModelConfig:
+    """The float model of a timm name with the weights that the command line gives it, or timm's."""
+    checkpoint = arguments.checkpoint
+    return ModelConfig(name, checkpoint=checkpoint, pretrained=not checkpoint, num_classes=arguments.num_classes)
+
+
 def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
     """`base` with the data set of arguments.data and the evaluation split of arguments.split, where they are given."""
     split = arguments.split
@@ -44,10 +70,4 @@ def float_source(what: str, arguments: argparse.Namespace) -> tuple[ModelConfig,
         return model, data_from(arguments, recipe.data)
     if not arguments.data:
         raise ValueError(f"{what} does not say which images to read; give --data FOLDER, or digits")
-    model = ModelConfig(
-        name=what,
-        checkpoint=arguments.checkpoint,
-        pretrained=not arguments.checkpoint,
-        num_classes=arguments.num_classes,
-    )
-    return model, data_from(arguments, DataConfig(dataset="digits"))
+    return timm_model(what, arguments), data_from(arguments, DataConfig(dataset="digits"))

@@ -13,29 +13,20 @@ from torch import nn
 
 import qvit_runtime
 
-from .cli_data import data_from
+from .cli_data import add_source_options, data_from, timm_model
 from .cli_output import say
 from .data import DataConfig, open_eval, resolve_data
 from .evaluate import evaluate
 from .finished import load_exact, read_recipe
 from .float_model import create_float_model
-from .recipe import ModelConfig, load_recipe
+from .recipe import load_recipe
 
 
 def add_eval(verbs: Any) -> argparse.ArgumentParser:
     """Add the verb to the sub-parsers of `qvit`."""
     parser = verbs.add_parser("eval", help="top-1 of a run, an artifact or a float model")
     parser.add_argument("what", help="run directory, .qvit file, recipe (its float model), or timm model name")
-    parser.add_argument(
-        "--data",
-        help="folder of class folders, flat folder of images without labels (for --reference), timm data set name such "
-        "as hfds/FOLDER, or digits; a run and a recipe have their own",
-    )
-    parser.add_argument(
-        "--split", help="default: validation, or with a run's own data its evaluation split; '' is the folder itself"
-    )
-    parser.add_argument("--checkpoint", default="", metavar="FILE", help="float weights for a timm model name")
-    parser.add_argument("--num-classes", type=int, default=0, metavar="N", help="size of the classifier of those")
+    add_source_options(parser)
     parser.add_argument("--reference", help="compare predictions with this (run, .qvit or timm model name)")
     parser.add_argument("--max-images", type=int, metavar="N", help="a fixed random choice of so many; default: all")
     parser.set_defaults(verb=eval_verb)
@@ -86,11 +77,5 @@ def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | q
     if path.is_dir():
         data = read_recipe(path).data
         return load_exact(path), data_from(arguments, data)
-    config = ModelConfig(
-        name=what,
-        checkpoint=arguments.checkpoint,
-        pretrained=not arguments.checkpoint,
-        num_classes=arguments.num_classes,
-    )
-    model = create_float_model(config)
+    model = create_float_model(timm_model(what, arguments))
     return model, resolve_data(data_from(arguments, DataConfig(dataset="digits")), model)

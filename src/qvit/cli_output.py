@@ -22,6 +22,14 @@ class Column:
     digits: int
 
 
+COST_COLUMNS = (
+    Column("GBitOPs", "gbitops", 4),
+    Column("W bits", "average_weight_bits", 2),
+    Column("A bits", "average_activation_bits", 2),
+    Column("KiB", "artifact_kib", 1),
+)
+
+
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column]) -> str:
     """Rows as an aligned table: `method`, then the columns; what a row lacks is "-", text is printed as it is.
 

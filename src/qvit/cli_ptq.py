@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from .cli_data import float_source
+from .cli_data import add_source_options, float_source
 from .cli_output import say
 from .cli_run import what_was_written
 from .fit_config import FitConfig
@@ -42,20 +42,8 @@ def add_ptq(verbs: Any) -> argparse.ArgumentParser:
     bits_help = "2 to 8 (default: %(default)s)"
     parser.add_argument("--weight-bits", type=int, default=8, metavar="N", help=bits_help)
     parser.add_argument("--activation-bits", type=int, default=8, metavar="N", help=bits_help)
-    parser.add_argument(
-        "--data",
-        help="folder with train and validation folders of class folders, flat folder of images without labels, timm data "
-        "set name such as hfds/FOLDER, or digits; a run and a recipe have their own",
-    )
-    parser.add_argument("--split", help="to evaluate on; default: validation, or that of the run or recipe")
+    add_source_options(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/ptq_MODEL_METHOD_BITS)")
-    parser.add_argument(
-        "--checkpoint",
-        default="",
-        metavar="FILE",
-        help="float weights for a timm model name: .safetensors, a weights-only .pth, or the directory of a float run",
-    )
-    parser.add_argument("--num-classes", type=int, default=0, metavar="N", help="size of the classifier of those")
     parser.add_argument(
         "--calibration-images", type=int, default=128, metavar="N", help="training images to look at (default: 128)"
     )

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from .cli_output import Column, say, table
+from .cli_output import COST_COLUMNS, Column, say, table
 from .dry_run import dry_run
 from .finished import read_result
 from .pipeline import run_recipe
@@ -19,10 +19,7 @@ from .recipe import Recipe, load_recipe
 
 COLUMNS = (
     Column("top-1 %", "top1", 2),
-    Column("GBitOPs", "gbitops", 4),
-    Column("W bits", "average_weight_bits", 2),
-    Column("A bits", "average_activation_bits", 2),
-    Column("KiB", "artifact_kib", 1),
+    *COST_COLUMNS,
     Column("epochs", "epochs", 1),
 )
 

@@ -29,7 +29,7 @@ from .budget import Budget
 from .cost import bits_in_force, costs
 from .fake_quantize import code_range, grouped
 from .layers import QuantConv2d, QuantLinear
-from .quantizer import Quantizer, UncalibratedError, named_quantizers, require_quantized
+from .quantizer import Quantizer, named_quantizers, require_calibrated
 from .rectify import RectifiedLinear
 from .region_quantizer import RegionQuantizer
 
@@ -55,10 +55,7 @@ def freeze(
     Raises FreezeError when the model is over budget or has layers that were kept float, UncalibratedError when a
     quantizer has no scale.
     """
-    quantizers = require_quantized(model)
-    for tensor, quantizer in quantizers.items():
-        if not quantizer.is_calibrated:
-            raise UncalibratedError(f"{tensor} has no scale yet: run qvit.calibrate(model, loader) before freeze")
+    require_calibrated(model, "qvit.calibrate")
     if budget is not None:
         spent = float(budget.spent(costs(model), bits_in_force(model)))
         if spent > budget.limit * (1 + 1e-9):
@@ -74,12 +71,6 @@ def assemble(
 ) -> p.Program:
     """The program that an emitter makes of a model whose quantizers are all calibrated; arguments as in `freeze`."""
     output = freeze_swin(emitter, model) if isinstance(model, SwinTransformer) else freeze_vit(emitter, model)
-    channels, height, width = emitter.buffers["image"].shape
-    if preprocess is None and channels != 3:
-        raise FreezeError(
-            f"the model takes {channels} channels and timm's ImageNet statistics are those of 3: give a Preprocess with "
-            "mean and std"
-        )
     return p.Program(
         name=name or type(model).__name__,
         input="image",
@@ -88,10 +79,21 @@ def assemble(
         buffers=emitter.buffers,
         weights=emitter.weights,
         constants=emitter.constants,
-        preprocess=preprocess or p.Preprocess(size=(height, width)),
+        preprocess=preprocess or default_preprocess(emitter.buffers["image"].shape),
         metadata=metadata or {},
         integers=emitter.integers,
     )
+
+
+def default_preprocess(image: tuple[int, ...]) -> p.Preprocess:
+    """timm's ImageNet statistics for an image (channels, height, width). Raises FreezeError unless it is RGB."""
+    channels, height, width = image
+    if channels != 3:
+        raise FreezeError(
+            f"the model takes {channels} channels and timm's ImageNet statistics are those of 3: give a Preprocess with "
+            "mean and std"
+        )
+    return p.Preprocess(size=(height, width))
 
 
 def _numpy(t: Tensor) -> np.ndarray:

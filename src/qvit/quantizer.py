@@ -210,3 +210,10 @@ def require_quantized(model: nn.Module) -> dict[str, Quantizer]:
     if not quantizers:
         raise ValueError(f"this {type(model).__name__} has no quantizers; call qvit.quantize(model, spec) first")
     return quantizers
+
+
+def require_calibrated(model: nn.Module, calibrate: str) -> None:
+    """Raise UncalibratedError naming the first tensor without a scale, and the function that would give it one."""
+    for tensor, quantizer in require_quantized(model).items():
+        if not quantizer.is_calibrated:
+            raise UncalibratedError(f"{tensor} has no scale yet: run {calibrate}(model, loader) before freeze")

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 MIN_BITS, MAX_BITS = 2, 8
 
 
-def _check_bits(what: str, bits: float) -> None:
+def check_bits(what: str, bits: float) -> None:
+    """Raise ValueError, naming `what`, unless bits is a whole number from MIN_BITS to MAX_BITS."""
     if not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"{what} is {bits}; bit-widths go from {MIN_BITS} to {MAX_BITS}")
-    if bits != int(bits):
+    if not isinstance(bits, int):
         raise ValueError(f"{what} is {bits}; it must be a whole number")
 
 
@@ -31,7 +32,7 @@ class FixedBits:
     bits: int
 
     def __post_init__(self) -> None:
-        _check_bits("FixedBits.bits", self.bits)
+        check_bits("FixedBits.bits", self.bits)
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class LearnedBits:
     start: float = 5.0
 
     def __post_init__(self) -> None:
-        _check_bits("LearnedBits.low", self.low)
-        _check_bits("LearnedBits.high", self.high)
+        check_bits("LearnedBits.low", self.low)
+        check_bits("LearnedBits.high", self.high)
         if self.low >= self.high:
             raise ValueError(
                 f"LearnedBits({self.low}, {self.high}): low must be below high; use FixedBits for one width"

@@ -239,16 +239,16 @@ class _Numbering:
             case i.Requantize():
                 return [self.integers(op.multiplier), self.integers(op.shift)], [], []
             case i.AddRequantize():
-                names = (op.left_multiplier, op.left_shift, op.right_multiplier, op.right_shift)
-                return [self.integers(name) for name in names], [], []
+                left, right = (op.left_multiplier, op.left_shift), (op.right_multiplier, op.right_shift)
+                return [self.integers(name) for name in (*left, *right)], [], []
             case i.IntegerTokens():
-                names = (op.prefix, op.position, op.multiplier, op.shift)
-                return [self.integers(name) for name in names], [], []
+                rescaling = (op.multiplier, op.shift)
+                return [self.integers(name) for name in (op.prefix, op.position, *rescaling)], [], []
             case i.SumTokens():
                 return [], [op.start], []
             case i.IntegerLayerNorm():
-                names = (op.multiplier, op.bias, op.exponent)
-                return [self.integers(name) for name in names], [op.shift, op.zero], []
+                affine = (op.multiplier, op.bias, op.exponent)
+                return [self.integers(name) for name in affine], [op.shift, op.zero], []
             case i.ShiftGelu():
                 return [], [op.unit, op.fraction], []
             case i.Shiftmax():

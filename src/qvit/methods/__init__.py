@@ -15,7 +15,7 @@ A method is a row of METHODS and nothing else knows their names: `pipeline` call
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import nn
 
 from qvit_runtime.program import Program
 
-from ..calibrate import calibrate
+from ..calibrate import Images, calibrate
 from ..convert import quantize
 from ..exact import in_float64
 from ..freeze import freeze
@@ -64,7 +64,7 @@ class Method:
     uniform: Callable[[int, int], Any]
     label: Callable[[Any], str]
     quantize: Callable[[nn.Module, Any], nn.Module]
-    calibrate: Callable[[nn.Module, Any, Iterable, int], object]
+    calibrate: Callable[[nn.Module, Any, Images, int], object]
     freeze: Callable[..., Program] = freeze
     placement: Callable[[nn.Module], list[Placement]] = placement
     guide: Callable[[nn.Module, Any, nn.Module], Guide | None] = _no_guide

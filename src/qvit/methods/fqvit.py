@@ -49,7 +49,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from timm.layers import PatchEmbed
@@ -57,13 +56,13 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ..calibrate import Images, fit_quantizer, fit_weight, observe, weight_owners
+from ..calibrate import Images, calibration_images, fit_quantizer, fit_weight, observe, weight_owners
 from ..convert import quantize as quantize_uniformly
 from ..observers import Extremes
 from ..placement import format_placement
 from ..quantizer import require_quantized
 from ..range_observers import MinMax, Observer, grid_of_range, watcher
-from ..spec import MAX_BITS, MIN_BITS, FixedBits, PerChannel, PerTensor, Spec
+from ..spec import FixedBits, PerChannel, PerTensor, Spec, check_bits
 from ..support import UnsupportedModelError
 from .fqvit_build import Builder
 from .fqvit_freeze import freeze as freeze
@@ -95,9 +94,7 @@ class FQViT:
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "attention_bits"):
-            bits = getattr(self, name)
-            if type(bits) is not int or not MIN_BITS <= bits <= MAX_BITS:
-                raise ValueError(f"FQViT.{name} is {bits!r}; it must be a whole number in {MIN_BITS}..{MAX_BITS}")
+            check_bits(f"FQViT.{name}", getattr(self, name))
         if not isinstance(self.observer, Observer):
             allowed = ", ".join(f"{cls.__name__}()" for cls in Observer.__args__)
             raise ValueError(f"FQViT.observer is {self.observer!r}; allowed: {allowed}")
@@ -171,7 +168,7 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
         raise ValueError(
             f"this {type(model).__name__} is not an FQ-ViT network; call qvit.methods.fqvit.quantize first"
         )
-    kept = list(islice(images, batches))
+    kept = list(calibration_images(images, batches))
     quantizers = require_quantized(model)
     owners = weight_owners(model)
     for name, weight in owners.items():

@@ -19,7 +19,7 @@ from qvit_runtime.integer_ops import ShiftAttentionValue
 
 from ..attention import QuantAttention, QuantWindowAttention
 from ..freeze import Emitter, activation_grid, assemble
-from ..quantizer import Quantizer, UncalibratedError, require_quantized
+from ..quantizer import Quantizer, require_calibrated
 from .fqvit_integer import SoftmaxNumbers
 from .fqvit_modules import IntegerLayerNorm, ShiftAttention, ShiftWindowAttention, score_codes
 
@@ -35,9 +35,7 @@ def freeze(
 
     Raises UncalibratedError when a quantizer has no scale.
     """
-    for tensor, quantizer in require_quantized(model).items():
-        if not quantizer.is_calibrated:
-            raise UncalibratedError(f"{tensor} has no scale yet: run qvit.methods.fqvit.calibrate(model, loader) first")
+    require_calibrated(model, "qvit.methods.fqvit.calibrate")
     return assemble(_FQEmitter(model), model, preprocess, name, metadata)
 
 

@@ -19,19 +19,20 @@ The published recipe trains with AdamW at a learning rate of 1e-6, 30 to 90 epoc
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from timm.layers.attention import Attention
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 import qvit_runtime.program as p
 
-from ..freeze import FreezeError
+from ..calibrate import Images, calibration_images
+from ..freeze import default_preprocess
 from ..placement import Placement
+from ..spec import check_bits
 from ..support import UnsupportedModelError, check_supported
 from .ivit_emission import Emission
 from .ivit_layers import STREAM_BITS, Grid, Linear
@@ -55,9 +56,7 @@ class IViT:
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits"):
-            bits = getattr(self, name)
-            if type(bits) is not int or not 2 <= bits <= 8:
-                raise ValueError(f"IViT.{name} is {bits!r}; it must be a whole number from 2 to 8")
+            check_bits(f"IViT.{name}", getattr(self, name))
 
 
 def quantize(model: nn.Module, config: IViT | None = None) -> IntegerTransformer:
@@ -91,7 +90,7 @@ def require_integer(model: nn.Module) -> IntegerTransformer:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]], batches: int = 8) -> None:
+def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
     """Take the scales of all activations from the float network.
 
     model    from quantize
@@ -102,11 +101,8 @@ def calibrate(model: nn.Module, images: Iterable[Tensor | tuple[Tensor, ...] | l
     """
     network, observation = require_integer(model), Observation()
     device, image = next(network.parameters()).device, network.patch_embed.image
-    for _, batch in zip(range(batches), images, strict=False):
-        values = (batch[0] if isinstance(batch, (tuple, list)) else batch).to(device)
-        network.run(observation, observation.see(values, image))
-    if not observation.seen:
-        raise ValueError("calibration got no images: the loader is empty")
+    for values in calibration_images(images, batches):
+        network.run(observation, observation.see(values.to(device), image))
     observation.set_scales()
 
 
@@ -127,12 +123,9 @@ def freeze(
     network = require_integer(model)
     network.require_calibrated()
     embed = network.patch_embed
-    if preprocess is None and embed.channels != 3:
-        raise FreezeError(
-            f"the model takes {embed.channels} channels and timm's ImageNet statistics are those of 3: give a Preprocess "
-            "with mean and std"
-        )
-    emission = Emission(network, (embed.channels, *embed.img_size))
+    image = (embed.channels, *embed.img_size)
+    preprocess = preprocess or default_preprocess(image)
+    emission = Emission(network, image)
     output = emission.dequantize(network.run(emission, emission.quantize(embed.image)))
     return p.Program(
         name=name or type(network).__name__,
@@ -142,7 +135,7 @@ def freeze(
         buffers=emission.buffers,
         weights=emission.weights,
         constants={},
-        preprocess=preprocess or p.Preprocess(size=embed.img_size),
+        preprocess=preprocess,
         metadata=metadata or {},
         integers=emission.integers,
     )

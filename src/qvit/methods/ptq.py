@@ -7,11 +7,11 @@ observer makes of a tensor is `range_observers`' business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
 
+from ..calibrate import Images
 from ..calibrate import calibrate as calibrate_quantizers
 from ..convert import quantize as quantize_spec
 from ..range_observers import MinMax, Observer
@@ -49,6 +49,6 @@ def quantize(model: nn.Module, config: PostTraining) -> nn.Module:
     return quantize_spec(model, config.spec, quiet=True)
 
 
-def calibrate(model: nn.Module, config: PostTraining, images: Iterable, batches: int = 8) -> None:
+def calibrate(model: nn.Module, config: PostTraining, images: Images, batches: int = 8) -> None:
     """Scales by the observer of the options; raises as `qvit.calibrate` does."""
     calibrate_quantizers(model, images, batches, observer=config.observer)

@@ -15,16 +15,14 @@ refused: their q and k are normalised already, by an operation that a rectifier 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from ..attention import QuantAttention, QuantWindowAttention
+from ..calibrate import Images, calibration_images, float_forward
 from ..calibrate import calibrate as calibrate_quantizers
-from ..calibrate import float_forward
 from ..convert import quantize as quantize_spec
 from ..placement import Placement
 from ..placement import placement as placement_of_quantizers
@@ -81,7 +79,7 @@ def quantize(model: nn.Module, config: QViTIRM) -> nn.Module:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Iterable, batches: int = 8) -> None:
+def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
     """Statistics of IRM from the float network, then scales of all quantizers as `qvit.calibrate` finds them.
 
     `images` is iterated over twice: give a loader or a list, no generator.
@@ -99,7 +97,7 @@ Sums = tuple[int, Tensor, Tensor]  # elements per head; sum of values, of square
 
 
 def _head_sums(
-    model: nn.Module, rectified: dict[RectifiedLinear, int], images: Iterable, batches: int
+    model: nn.Module, rectified: dict[RectifiedLinear, int], images: Images, batches: int
 ) -> dict[RectifiedLinear, Sums]:
     """Moments of q and k as the float network makes them, before rectification."""
     sums: dict[RectifiedLinear, Sums] = {}
@@ -117,8 +115,8 @@ def _head_sums(
     ]
     try:
         with float_forward(model.eval()):
-            for batch in islice(images, batches):
-                model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
+            for values in calibration_images(images, batches):
+                model(values.to(device))
     finally:
         for handle in handles:
             handle.remove()

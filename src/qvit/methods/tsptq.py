@@ -25,9 +25,7 @@ but gradients are taken once, so calibration needs the memory of a backward pass
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 from timm.layers import Mlp
@@ -36,6 +34,7 @@ from torch import Tensor, nn
 from qvit_runtime.program import Preprocess, Program
 
 from ..attention import QuantAttention, QuantWindowAttention
+from ..calibrate import Images, calibration_images
 from ..calibrate import calibrate as calibrate_least_squares
 from ..convert import quantize as quantize_uniform
 from ..freeze import freeze as freeze_module
@@ -44,7 +43,7 @@ from ..placement import Placement, format_placement
 from ..placement import placement as uniform_placement
 from ..quantizer import Quantizer, named_quantizers
 from ..region_quantizer import GELU_DEPTH, RegionQuantizer
-from ..spec import MAX_BITS, MIN_BITS, FixedBits, PerChannel, PerTensor, SingleScale, Spec
+from ..spec import FixedBits, PerChannel, PerTensor, SingleScale, Spec, check_bits
 from .tsptq_outliers import Fold, apply_fold, find_fold, folded_sample, norm_readers
 from .tsptq_samples import CHUNK, AttentionSample, LayerSample, collect
 from .tsptq_search import Found, Operand, Product, Setting, search
@@ -66,15 +65,11 @@ class TSPTQ:
     candidates: int = 48
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("weight_bits", MIN_BITS, MAX_BITS),
-            ("activation_bits", MIN_BITS, MAX_BITS),
-            ("rounds", 1, 100),
-            ("candidates", 1, 1000),
-        ):
-            given = getattr(self, name)
-            if not isinstance(given, int) or not low <= given <= high:
-                raise ValueError(f"TSPTQ.{name} is {given!r}; it must be a whole number in {low}..{high}")
+        check_bits("TSPTQ.weight_bits", self.weight_bits)
+        check_bits("TSPTQ.activation_bits", self.activation_bits)
+        for name, given, most in (("rounds", self.rounds, 100), ("candidates", self.candidates, 1000)):
+            if not isinstance(given, int) or not 1 <= given <= most:
+                raise ValueError(f"TSPTQ.{name} is {given!r}; it must be a whole number in 1..{most}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ def quantize(model: nn.Module, config: TSPTQ, *, quiet: bool = False) -> nn.Modu
 
 def calibrate(
     model: nn.Module,
-    images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
+    images: Images,
     batches: int = 1,
     config: TSPTQ | None = None,
 ) -> Calibration:
@@ -135,10 +130,7 @@ def calibrate(
     """
     config = config or TSPTQ()
     _require_regions(model)
-    given = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in islice(images, batches)]
-    if not given:
-        raise ValueError("calibration got no images: the loader is empty")
-    together = torch.cat(given)
+    together = torch.cat(list(calibration_images(images, batches)))
     samples = collect(model, together)
     layers = dict(samples.layers)
     folds = []
