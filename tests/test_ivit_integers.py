@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qvit.methods import ivit_integers as integers
@@ -18,7 +18,6 @@ from qvit_runtime import integer_shift
 INT31 = 2**31 - 1
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(-(2**31), INT31) | st.integers(-(2**21), 2**21), min_size=1, max_size=20),
     st.integers(-INT31, INT31),
@@ -33,7 +32,6 @@ def test_requantize_is_the_runtimes(codes: list[int], multiplier: int, shift: in
             assert found.long().tolist() == expected
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-(2**21) + 1, 2**21 - 1), min_size=1), st.integers(1, 62), st.integers(1, 2**10))
 def test_requantize_rounds_ties_up_in_float64_too(quotients: list[int], shift: int, odd: int) -> None:
     """Products on and beside the tie: x m = k 2^e + 2^(e-1) + {-m, 0, m}."""
@@ -43,7 +41,6 @@ def test_requantize_rounds_ties_up_in_float64_too(quotients: list[int], shift: i
     assert found.long().tolist() == integer_shift.requantize(codes, multiplier.item(), shift).tolist()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-(2**15), 0), min_size=1), st.integers(1, 1024), st.integers(1, 19))
 def test_shift_exp_is_the_runtimes_also_in_32_bits(t: list[int], unit: int, fraction: int) -> None:
     expected = integer_shift.shift_exp(np.array(t), unit, fraction).tolist()
@@ -51,13 +48,11 @@ def test_shift_exp_is_the_runtimes_also_in_32_bits(t: list[int], unit: int, frac
         assert integers.shift_exp(torch.tensor(t, dtype=dtype), unit, fraction).tolist() == expected
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**62) | st.integers(0, 2**31).map(lambda k: max(0, k * k - 1)))
 def test_integer_sqrt_is_the_floor(n: int) -> None:
     assert integers.integer_sqrt(torch.tensor([n])).item() == math.isqrt(n)
 
 
-@settings(deadline=None)
 @given(st.floats(-1e9, 1e9).filter(lambda r: abs(r) > 1e-9))
 def test_dyadic_is_the_ratio_to_31_bits(ratio: float) -> None:
     multiplier, shift = dyadic(torch.tensor(ratio, dtype=torch.float64))

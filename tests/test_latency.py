@@ -106,7 +106,7 @@ def drawn(seed: int) -> tuple[nn.Module, Sensitivity]:
     return model, sensitivity
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), delta=st.sampled_from([-1, 1]))
 def test_prices_of_the_lock_are_exact(path: str, seed: int, delta: int) -> None:
     """Milliseconds bend at every whole number: up and down are different prices, and each must be its own."""
@@ -120,7 +120,7 @@ def test_prices_of_the_lock_are_exact(path: str, seed: int, delta: int) -> None:
             state.flat[group] -= delta
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6), where=st.floats(0.05, 1.05))
 def test_the_lock_meets_the_budget_and_leaves_nothing_over(path: str, seed: int, where: float) -> None:
     model, sensitivity = drawn(seed)

@@ -43,7 +43,7 @@ def estimated_loss(sensitivity: Sensitivity, bits: dict[str, torch.Tensor]) -> f
     return total
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), unit=st.sampled_from(UNITS), where=st.floats(0.0, 1.1), refill=st.booleans())
 def test_exactly_at_or_under_the_budget(seed: int, unit: str, where: float, refill: bool) -> None:
     model, sensitivity = drawn(seed)
@@ -67,7 +67,7 @@ def test_exactly_at_or_under_the_budget(seed: int, unit: str, where: float, refi
                     assert float(budget.spent(SHAPE, more)) > budget.limit, f"{name}[{group}] still fits"
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), where=st.floats(0.05, 0.9))
 def test_each_stage_does_what_it_says(seed: int, where: float) -> None:
     """Lowering only lowers, raising only raises, exchanging never raises the estimated loss or breaks the budget."""

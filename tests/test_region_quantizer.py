@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qvit.freeze import regions_grid
@@ -77,7 +77,6 @@ def test_every_level_is_a_fixed_point_and_there_are_no_others(bits: int, shift: 
     assert quantizer(everything).unique().tolist() == expected
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(WIDTHS),
     st.floats(1e-3, 10.0),
@@ -107,7 +106,6 @@ def test_monotone_in_range_and_as_near_as_its_region_allows(
     assert torch.equal(quantizer(values), values)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 8), st.floats(1e-4, 10.0))
 def test_zero_is_a_level_and_gelu_stays_within_half_a_step(bits: int, scale: float) -> None:
     quantizer = made(bits, scale, 1, GELU_DEPTH)

@@ -130,7 +130,7 @@ def test_samples_are_those_of_the_float_products() -> None:
 # What the search does with it.
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(2, 8), st.integers(2, 8), st.sampled_from(["uniform", "softmax", "gelu"]))
 def test_it_never_ends_worse_than_its_start(seed: int, bits: int, other: int, kind: str) -> None:
     generator = torch.Generator().manual_seed(seed)
