@@ -1,4 +1,7 @@
-"""One thread for torch: sums come out the same on every machine, and runs side by side do not fight for cores."""
+"""One thread for torch: sums come out the same on every machine, and runs side by side do not fight for cores.
+
+And one random state at the start of each test, so that what a test draws does not depend on which ones ran before it.
+"""
 
 from pathlib import Path
 
@@ -6,6 +9,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

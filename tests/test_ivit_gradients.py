@@ -102,7 +102,7 @@ def test_addition_and_layer_scale() -> None:
 def test_tokens_and_mean() -> None:
     x = codes(2, 4, 3, limit=1000, scale=1e-3)
     prefix, position = torch.randn(1, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    found = OPS.tokens(x, prefix, position, grid(16, 1e-4))
+    found = OPS.tokens(x, prefix, position, grid(16, 2e-4))  # reaches 6.5: nothing is clipped
     real = torch.cat([prefix.expand(2, 1, 3), x.codes * 1e-3 + position], 1)
     agree(found, real, x.codes, prefix, position)
     agree(OPS.mean_tokens(x, 1, grid(8, 0.01)), (x.codes * 1e-3)[:, 1:].mean(1), x.codes)
