@@ -16,7 +16,7 @@ from toy_models import uniform
 
 ROOT = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(ROOT.rglob("*.toml"))
-QUICK = ("demo", "swin_headwise_3bit")  # one of each architecture in the default suite; every recipe in `make test-all`
+QUICK = ("demo", "swin_lsq_w2a2")  # one of each architecture in the default suite; every recipe in `make test-all`
 
 
 def name_of(path: Path) -> str:
