@@ -229,6 +229,12 @@ def test_metrics(tmp_path: Path) -> None:
     assert steps[2]["gbitops"] <= three_bits().limit
 
 
+def test_a_view_hears_of_every_line(tmp_path: Path) -> None:
+    lines: list[int] = []
+    toy_run(SHORT, tmp_path, on_log=lambda: lines.append(len(Run(tmp_path).read("metrics.jsonl"))))
+    assert lines == [1, 2, 3, 4]
+
+
 def test_max_steps_keeps_the_schedule(tmp_path: Path) -> None:
     _, result = toy_run(FitConfig(epochs=2, log_every=1, allocation=QUICK), tmp_path, max_steps=2, evaluation=None)
     assert result.steps == 12

@@ -1,6 +1,6 @@
 """qvit run: a recipe, the whole way.
 
-qvit run RECIPE [--out DIR] [--set KEY=VALUE ...] [--resume] [--dry-run]
+qvit run RECIPE [--out DIR] [--set KEY=VALUE ...] [--resume] [--report] [--dry-run]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from .cli_output import COST_COLUMNS, Column, say, table
 from .dry_run import dry_run
 from .finished import read_result
+from .live_page import PAGE
 from .pipeline import run_recipe
 from .processes import is_main
 from .recipe import Recipe, load_recipe
@@ -31,6 +32,9 @@ def add_run(verbs: Any) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the recipe)")
     add_recipe_options(parser)
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in --out")
+    parser.add_argument(
+        "--report", action="store_true", help="keep DIR/report.html up to date while training; open it in a browser"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check model, data pipeline and budget, make two steps")
     parser.set_defaults(verb=run_verb)
     return parser
@@ -72,7 +76,9 @@ def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         say(arguments, *lines, f"{arguments.recipe} is ready: qvit run {arguments.recipe}")
         return {"recipe": str(arguments.recipe), "checked": lines}
     out = arguments.out or Path("runs") / arguments.recipe.stem
-    result = run_recipe(recipe, out, arguments.resume)
+    if arguments.report and is_main():
+        say(arguments, f"watch: {out / PAGE}")
+    result = run_recipe(recipe, out, arguments.resume, report=arguments.report)
     if not is_main():
         return result
     folders = (out / "float", *sorted(out.glob("uniform*")))

@@ -17,7 +17,7 @@ force for the whole process and patch `forward` of the model that the user gets 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -81,6 +81,7 @@ def fit(
     run: Run | Path | str | None = None,
     resume: bool = False,
     max_steps: int | None = None,
+    on_log: Callable[[], None] | None = None,
     quiet: bool = False,
 ) -> FitResult:
     """Train `model` in place.
@@ -100,6 +101,7 @@ def fit(
     run         directory for metrics, bit history and checkpoints
     resume      continue from the newest checkpoint in `run`, if there is one
     max_steps   stop early, without shortening the schedule (for trying things out)
+    on_log      called in the main process after each line of metrics; a view of the run (`live_page`)
 
     Raises BudgetError before training when the budget cannot be met, NonFiniteLossError when the loss stops being finite.
     """
@@ -114,7 +116,9 @@ def fit(
         raise FileExistsError(
             f"{folder.folder} holds checkpoints of an earlier run; continue it with resume=True, or give another directory"
         )
-    trainer = _Trainer(model, train, budget, teacher, guide, config, order, data, evaluation, allocated, folder, quiet)
+    trainer = _Trainer(
+        model, train, budget, teacher, guide, config, order, data, evaluation, allocated, folder, on_log, quiet
+    )
     return trainer.train(resume, max_steps)
 
 
@@ -134,10 +138,11 @@ class _Trainer:
         evaluation: Iterable[tuple[Tensor, Tensor]] | None,
         allocated: bool,
         run: Run | None,
+        on_log: Callable[[], None] | None,
         quiet: bool,
     ) -> None:
         self.config, self.data, self.run, self.evaluation = config, data, run, evaluation
-        self.guide, self.allocated = guide, allocated
+        self.guide, self.allocated, self.on_log = guide, allocated, on_log
         self.accelerator = Accelerator(
             cpu=on_cpu(),
             mixed_precision="no",
@@ -178,7 +183,7 @@ class _Trainer:
         """All steps from the newest checkpoint (or the start) to the end."""
         step = self.state.load_newest(self.run) if resume and self.run is not None else 0
         sizes = self.steps, self.steps_per_epoch
-        self.log = log = TrainingLog(self.config, self.run, self.main, self.quiet, *sizes, step)
+        self.log = log = TrainingLog(self.config, self.run, self.main, self.quiet, *sizes, step, self.on_log)
         if step == 0:
             self._first_allocation()
             self._note_bits(0)

@@ -41,6 +41,7 @@ from .fit_config import FitConfig
 from .float_model import create_float_model
 from .guide import Guide
 from .init_bits import apply_init_bits
+from .live_page import LivePage
 from .methods import METHODS
 from .outcome import NOT_QUANTIZED, Judged, cost_of_module, cost_of_program, outcome, save_predictions
 from .placement import format_placement
@@ -58,7 +59,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Context:
-    """What all rows of a recipe share; `cache` is the folder of teacher logits, beside the run directories."""
+    """What all rows of a recipe share.
+
+    cache  the folder of teacher logits, beside the run directories
+    page   the view of the run directory, kept up to date while rows train
+    """
 
     recipe: Recipe
     model: nn.Module
@@ -67,6 +72,7 @@ class Context:
     quiet: bool
     cache: Path = Path("teacher_cache")
     show_placement: bool = False
+    page: LivePage | None = None
 
 
 def open_recipe(recipe: Recipe, quiet: bool = False, max_eval_images: int | None = None) -> Context:
@@ -85,11 +91,12 @@ def run_recipe(
     *,
     max_eval_images: int | None = None,
     show_placement: bool = True,
+    report: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe into the directory `out`; returns the content of its result.json.
 
     A directory that is not empty is refused unless resume is set; with it, what is finished is kept. Everything is judged on
-    `max_eval_images` of the evaluation split, a fixed choice, or on all.
+    `max_eval_images` of the evaluation split, a fixed choice, or on all. With `report` a page in `out` shows the run while it trains.
 
     Raises FileExistsError for such a directory; before any training BudgetError or ValueError when the budget cannot be
     met or is missing, and FreezeError when the result could not be frozen; RecipeError when resume meets another recipe.
@@ -100,11 +107,22 @@ def run_recipe(
     trains = recipe.fit.epochs or recipe.train_float is not None
     if recipe.data.dataset == "images" and trains:
         raise RecipeError("data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class")
+    page = LivePage(out) if report and is_main() else None
     context = dataclasses.replace(
         open_recipe(recipe, quiet, max_eval_images),
         cache=out.parent / "teacher_cache",
         show_placement=show_placement and not quiet,
+        page=page,
     )
+    result = _rows(context, out, resume)
+    if page is not None:
+        page.write()
+    return result
+
+
+def _rows(context: Context, out: Path, resume: bool) -> dict[str, Any]:
+    """Train and judge what the recipe asks for; the result of its own row."""
+    recipe = context.recipe
     if recipe.method == FLOAT:
         return train_float_row(context, out, recipe.fit, resume)
     check_before_training(context)
@@ -236,6 +254,7 @@ def _fit(
         allocated=allocated,
         run=run,
         resume=resume,
+        on_log=context.page.update if context.page is not None else None,
         quiet=context.quiet,
     )
 

@@ -6,6 +6,7 @@ of a resumed run is that of an unbroken one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -27,13 +28,23 @@ class TrainingLog:
     steps            optimizer steps of the whole run
     steps_per_epoch  of them in an epoch
     step             the step that the run continues from, 0 at a fresh start
+    on_log           called after each line of metrics, where this process writes
     """
 
     def __init__(
-        self, config: FitConfig, run: Run | None, main: bool, quiet: bool, steps: int, steps_per_epoch: int, step: int
+        self,
+        config: FitConfig,
+        run: Run | None,
+        main: bool,
+        quiet: bool,
+        steps: int,
+        steps_per_epoch: int,
+        step: int,
+        on_log: Callable[[], None] | None = None,
     ) -> None:
         self.every, self.steps, self.steps_per_epoch = config.log_every, steps, steps_per_epoch
         self.folder = run if main else None
+        self.on_log = on_log if main else None
         if self.folder is not None:
             for log in ("metrics.jsonl", "bits.jsonl"):
                 self.folder.drop_after(log, step if step else -1)
@@ -49,6 +60,8 @@ class TrainingLog:
             self.folder.append("metrics.jsonl", record)
         if self.board is not None:
             self.board.write(record)
+        if self.on_log is not None:
+            self.on_log()
 
     def step(self, step: int, record: dict[str, float], learning_rate: float, learned: nn.Module | None) -> None:
         """Every `log_every` steps and at the end: the record, the price of a module that learns bits, the line for people."""
