@@ -12,7 +12,6 @@ them free again. `fit` owns the forward and backward passes; this class says whe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
@@ -36,18 +35,10 @@ class BitSchedule:
     budget     what it may cost after the lock
     config     allocation and refill
     lock_step  optimizer steps after which the bits are final
-    reduce     mean of a tensor over processes; None for one process
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        budget: Budget,
-        config: FitConfig,
-        lock_step: int,
-        reduce: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.model, self.budget, self.lock_step, self.reduce = model, budget, lock_step, reduce
+    def __init__(self, model: nn.Module, budget: Budget, config: FitConfig, lock_step: int) -> None:
+        self.model, self.budget, self.lock_step = model, budget, lock_step
         self.allocation, self.refill = config.allocation, config.refill
         decay = self.allocation.decay if isinstance(self.allocation, Lagrangian) else 0.9
         self.sensitivity = Sensitivity(model, decay, share=PROBE_SHARE)
@@ -72,12 +63,12 @@ class BitSchedule:
         return self.lock_step - step <= PUBLISHED_PROBES
 
     def probe(self, images: int, parts: int) -> AbstractContextManager[None]:
-        """Around one forward and backward pass over `images` images with the mean loss divided by `parts`."""
+        """Around one forward and backward pass over this process's `images` images with the mean loss divided by `parts`."""
         return self.sensitivity.probe(images, parts)
 
     def remember(self) -> None:
         """Fold the last probe into the sensitivities."""
-        self.sensitivity.update(self.reduce)
+        self.sensitivity.update()
 
     def penalty(self) -> Tensor | None:
         """What Published adds to the loss; None otherwise, and once the bits are final."""
@@ -97,7 +88,7 @@ class BitSchedule:
         changed = False
         if probed:
             self.remember()
-            self.sensitivity.warm_slots(self.reduce)
+            self.sensitivity.warm_slots()
         if isinstance(self.allocation, Published):
             changed = any([q.settle_bits() for q in self.sensitivity.quantizers.values()])  # noqa: C419 - settle all
         elif probed:

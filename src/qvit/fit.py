@@ -173,7 +173,7 @@ class _Trainer:
         self.teacher = teacher
         self.bits: BitSchedule | None = None
         if budget is not None and any(q.is_learned for q in named_quantizers(model).values()):
-            self.bits = BitSchedule(model, budget, config, self.lock_step, self._reduce)
+            self.bits = BitSchedule(model, budget, config, self.lock_step)
         sensitivity = self.bits.sensitivity if self.bits is not None else None
         self.state = TrainingState(model, optimizer, sensitivity, config.ema_decay)
 
@@ -262,12 +262,6 @@ class _Trainer:
         return loss
 
     # -- bits ---------------------------------------------------------------------------------------------------------
-
-    def _reduce(self, tensor: Tensor) -> Tensor:
-        """Mean over processes."""
-        if self.accelerator.num_processes == 1:
-            return tensor
-        return self.accelerator.reduce(tensor.to(self.accelerator.device), "mean").to(tensor.device)
 
     def _first_allocation(self) -> None:
         """Before the first step: sensitivities of the calibrated model, and (unless it has one) the allocation they ask for."""

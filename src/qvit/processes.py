@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import parse_flag_from_env, reduce
+from torch import Tensor
 
 
 def on_cpu() -> bool:
@@ -24,3 +25,11 @@ def process_state() -> PartialState:
 def is_main() -> bool:
     """Whether this process writes files."""
     return bool(process_state().is_main_process)
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Mean of a tensor of equal shape over the processes, the same bits in each; all must call."""
+    state = process_state()
+    if state.num_processes == 1:
+        return tensor
+    return reduce(tensor.to(state.device), "mean").to(tensor.device)

@@ -20,6 +20,17 @@ it was calibrated on; the first visit late in training would start from a stale 
 slot anyway, each unused slot makes one step of the least-squares iteration (`observers`) on the data of the probe, and is
 warm whenever a bit-width changes. `Sensitivity.warm_slots` writes them, after the optimizer step. A coarse grid follows
 its data within a probe or two; a fine one more slowly, pulled by the clipped elements alone, and it also needs it less.
+
+What a probe keeps is sums over elements, per scale group and candidate width, from which both follow:
+
+    error      sum 1/2 F_i (Q_n(v_i) - v_i)^2
+    moments    sums of q v and q^2, with an offset also of q, v and 1        q = the codes of v
+
+Sums (and the gradients of weights) are averaged over the processes when the probe ends, so that all processes decide alike,
+and as one process would on the whole batch.
+
+Activation checkpointing runs a forward pass a second time, hooks included. A probe hooks an identity into the graph that
+saves v as autograd saves anything: dropped and recomputed with the rest, and looked at once, by its backward pass.
 """
 
 from __future__ import annotations
@@ -31,6 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from .fake_quantize import code_range, grouped
+from .processes import mean_over_processes, process_state
 from .quantizer import Quantizer, require_quantized
 
 
@@ -38,7 +50,7 @@ class Sensitivity:
     """Running tables of Fisher-weighted error for every quantizer whose bits are learned.
 
     decay   weight of the past in the running mean, per probe
-    images  how many images of a batch a probe looks at for activations, at most
+    images  how many images of a batch, of all processes together, a probe looks at for activations, at most
     share   and at most this share of the batch
     """
 
@@ -50,81 +62,63 @@ class Sensitivity:
             for name, q in self.quantizers.items()
         }
         self.probes = 0
-        self._seen: dict[str, Tensor] = {}
-        self._warm: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._sums: dict[str, Tensor] = {}
 
     @contextmanager
     def probe(self, batch_size: int, parts: int = 1) -> Iterator[None]:
         """Hooks for one forward and backward pass over `batch_size` images with the mean loss, divided by `parts`.
 
-        parts  batches per optimizer step: gradient accumulation divides each loss by their number
+        batch_size  images of this process
+        parts       batches per optimizer step: gradient accumulation divides each loss by their number
         """
-        self._seen, self._warm = {}, {}
-        handles = [
-            quantizer.register_forward_hook(self._hook(name, quantizer, batch_size, parts))
-            for name, quantizer in self.quantizers.items()
-        ]
+        processes = process_state().num_processes
+        share = min(self.share, self.images / (batch_size * processes))
+        sums: dict[str, Tensor] = {}
+        weights: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def look(name: str, values: Tensor, gradient: Tensor) -> None:
+            quantizer, gradient = self.quantizers[name], gradient * parts
+            if not quantizer.batched:
+                weights[name] = values, gradient  # of this process's images alone: wait for the others
+                return
+            rows = max(1, round(len(values) * share))
+            fisher = batch_size * len(values) / rows
+            sums[name] = _sums(quantizer, values[:rows], gradient[:rows], fisher)
+
+        handles = [q.register_forward_hook(_hook(name, look)) for name, q in self.quantizers.items()]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+        for name, (values, gradient) in weights.items():
+            fisher = float(batch_size * processes)
+            sums[name] = _sums(self.quantizers[name], values, mean_over_processes(gradient), fisher)
+        self._sums = {name: mean_over_processes(sums[name]) for name in self.quantizers if name in sums}
 
-    def _hook(self, name: str, quantizer: Quantizer, batch_size: int, parts: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if not output.requires_grad:
-                return
-            values = args[0].detach()
-            output.register_hook(lambda gradient: self._look(name, quantizer, values, gradient * parts, batch_size))
-
-        return hook
-
-    @torch.no_grad()
-    def _look(self, name: str, quantizer: Quantizer, values: Tensor, gradient: Tensor, batch_size: int) -> None:
-        fisher = float(batch_size)
-        if quantizer.batched:
-            rows = max(1, round(len(values) * min(self.share, self.images / batch_size)))
-            share = rows / len(values)
-            values, gradient = values[:rows], gradient[:rows]
-            fisher = batch_size / share
-        view = grouped(values.float(), quantizer.scale_groups, quantizer.axis)
-        weight = grouped(gradient.float(), quantizer.scale_groups, quantizer.axis).square().mul_(fisher / 2)
-        errors, scales, offsets = [], [], []
-        for bits in quantizer.candidates:
-            error, scale, offset = _candidate(quantizer, view, weight, bits)
-            errors.append(error)
-            scales.append(scale)
-            offsets.append(offset)
-        per_bit = torch.stack(errors, 1).view(quantizer.bit_groups, -1, len(errors)).sum(1)
-        self._seen[name] = per_bit.double().cpu()
-        self._warm[name] = (
-            torch.stack(scales, 1),
-            None if offsets[0] is None else torch.stack([o for o in offsets if o is not None], 1),
-        )
-
-    def update(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Fold the last probe into the tables; `reduce` averages a tensor over processes."""
+    def update(self) -> None:
+        """Fold the last probe into the tables."""
         self.probes += 1
         keep = min(self.decay, 1 - 1 / self.probes)  # a plain mean until the running mean has enough to run on
-        for name, table in self.tables.items():
-            if name in self._seen:
-                seen = self._seen[name] if reduce is None else reduce(self._seen[name])
-                table.mul_(keep).add_(seen, alpha=1 - keep)
+        for name, sums in self._sums.items():
+            table = self.tables[name]
+            seen = sums[:, :, 0].reshape(len(table), -1, sums.shape[1]).sum(1)
+            table.mul_(keep).add_(seen, alpha=1 - keep)
 
     @torch.no_grad()
-    def warm_slots(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+    def warm_slots(self) -> None:
         """Move the slots that are not in force one least-squares step, from the last probe."""
-        for name, (scales, offsets) in self._warm.items():
+        for name, sums in self._sums.items():
             quantizer = self.quantizers[name]
-            if quantizer.log_scale.shape != scales.shape:
+            if quantizer.log_scale.shape != sums.shape[:2]:
                 continue  # a single or shared bank has no slot of its own to keep warm
             slots = quantizer.per_scale(quantizer.slot_of(quantizer.bit_width))
-            unused = torch.arange(scales.shape[1], device=slots.device) != slots[:, None]
-            target = (scales if reduce is None else reduce(scales)).log()
-            quantizer.log_scale.copy_(torch.where(unused, target, quantizer.log_scale))
-            if offsets is not None and quantizer.offset is not None:
-                shift = offsets if reduce is None else reduce(offsets)
-                quantizer.offset.copy_(torch.where(unused, shift, quantizer.offset))
+            unused = torch.arange(sums.shape[1], device=slots.device) != slots[:, None]
+            scale, offset = _least_squares_step(sums)
+            moves = unused & (scale > 0).to(slots.device)
+            quantizer.log_scale.copy_(torch.where(moves, scale.log().to(quantizer.log_scale), quantizer.log_scale))
+            if offset is not None and quantizer.offset is not None:
+                quantizer.offset.copy_(torch.where(moves, offset.to(quantizer.offset), quantizer.offset))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tables and number of probes, for a checkpoint."""
@@ -137,21 +131,67 @@ class Sensitivity:
             table.copy_(state[name])
 
 
-def _candidate(quantizer: Quantizer, view: Tensor, weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Weighted error (scale groups,) at a candidate width, and its next least-squares scale and offset."""
+class _Look(torch.autograd.Function):
+    """The identity of `output`; its backward pass shows `look` the values and the gradient."""
+
+    @staticmethod
+    def forward(ctx, output, values, look):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(values)
+        ctx.look = look
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        ctx.look(*ctx.saved_tensors, gradient)
+        return gradient, None, None
+
+
+def _hook(name: str, look: Callable[[str, Tensor, Tensor], None]) -> Callable[..., Tensor | None]:
+    """A forward hook that has `look` called with the input of a quantizer and the gradient of its output."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not output.requires_grad:
+            return None
+        return _Look.apply(output, args[0].detach(), lambda values, gradient: look(name, values, gradient))
+
+    return hook
+
+
+@torch.no_grad()
+def _sums(quantizer: Quantizer, values: Tensor, gradient: Tensor, fisher: float) -> Tensor:
+    """Error and moments at every candidate width: (scale groups, candidates, 3, or 6 with an offset) float64."""
+    view = grouped(values.float(), quantizer.scale_groups, quantizer.axis)
+    weight = grouped(gradient.float(), quantizer.scale_groups, quantizer.axis).square().mul_(fisher / 2)
+    sums = torch.stack([_candidate(quantizer, view, weight, bits) for bits in quantizer.candidates], 1).cpu().double()
+    if quantizer.offset is None:
+        return sums
+    total = view.sum((0, 2)).cpu().double()
+    both = torch.stack([total, torch.full_like(total, view.shape[0] * view.shape[2])], 1)
+    return torch.cat([sums, both[:, None].expand(-1, sums.shape[1], -1)], 2)
+
+
+def _candidate(quantizer: Quantizer, view: Tensor, weight: Tensor, bits: int) -> Tensor:
+    """Sums of the weighted error, q v, q^2 and, with an offset, q at a candidate width: (scale groups, 3 or 4)."""
     widths = torch.full_like(quantizer.bit_width, bits)
     scale, offset = quantizer.scale_at(widths), quantizer.offset_at(widths)
     low, high = (float(bound) for bound in code_range(torch.tensor(float(bits)), quantizer.signed))
     s = scale.view(1, -1, 1)
     o = torch.zeros_like(s) if offset is None else offset.view(1, -1, 1)
     codes = ((view - o) / s).clamp_(low, high).round_()
-    error = (codes * s + o).sub_(view).square_().mul_(weight).sum((0, 2))
-    if offset is None:
-        product, norm = (codes * view).sum((0, 2)), codes.square().sum((0, 2))
-        return error, torch.where((product > 0) & (norm > 0), product / norm, scale), None
-    mean_v, mean_q = view.mean((0, 2)), codes.mean((0, 2))
-    centred = codes - mean_q.view(1, -1, 1)
-    variance, covariance = centred.square().sum((0, 2)), (centred * view).sum((0, 2))
-    good = (variance > 0) & (covariance > 0)
-    new = torch.where(good, covariance / variance, scale)
-    return error, new, torch.where(good, mean_v - new * mean_q, offset)
+    error = (codes * s + o).sub_(view).square_().mul_(weight)
+    found = [error, codes * view, codes.square()] + ([] if offset is None else [codes])
+    return torch.stack([each.sum((0, 2)) for each in found], 1)
+
+
+def _least_squares_step(sums: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(groups, candidates) scale of the line through (q, v), and its offset; the scale is 0 where there is none."""
+    product, norm, offset = sums[:, :, 1], sums[:, :, 2], None
+    variance, covariance = norm, product
+    if sums.shape[2] > 3:
+        codes, values, count = sums[:, :, 3:].unbind(2)
+        variance, covariance = norm - codes.square() / count, product - codes * values / count
+    usable = variance > 1e-5 * norm  # else all codes are one, up to the rounding of float32 sums
+    scale = torch.where(usable, covariance / variance, 0.0)
+    if sums.shape[2] > 3:
+        offset = (values - scale * codes) / count
+    return scale, offset
