@@ -32,6 +32,7 @@ from .data import open_data as open_data
 from .data import resolve_data as resolve_data
 from .evaluate import evaluate as evaluate
 from .finished import load as load
+from .feature_distill import FeatureDistillation as FeatureDistillation
 from .fit import NonFiniteLossError as NonFiniteLossError
 from .fit import fit as fit
 from .fit_config import FitConfig as FitConfig

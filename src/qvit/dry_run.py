@@ -94,7 +94,7 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
             model,
             context.splits.train,
             budget=budget,
-            teacher=context.model if config.distillation > 0 else None,
+            teacher=context.model if config.needs_teacher else None,
             guide=guide,
             config=config,
             order=context.splits.order,

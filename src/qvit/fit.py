@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,7 @@ from .budget import Budget, check_budget
 from .data import DataConfig, EpochOrder, SeededStream, mixup_batch
 from .distill import Teacher, distillation_loss, hard_distillation_loss
 from .evaluate import evaluate
+from .feature_distill import FeatureDistillation, FeatureGuide, principal_components
 from .fit_config import FitConfig
 from .guide import Guide
 from .optimizer import make_optimizer, make_schedule, parameter_groups
@@ -89,7 +90,7 @@ def fit(
     model       from quantize (calibrated), or a float model
     train       batches of (images, labels); `open_data(...).train` for exact resume
     budget      what the model may cost after the lock; needed when bits are learned
-    teacher     float model for distillation (config.distillation > 0)
+    teacher     float model for distillation (config.distillation > 0, config.features)
     guide       what the method of `model` adds to the loss of logits, and does after each step
     order       `open_data(...).order`: gives every epoch its own order and lets a resume jump to its batch. Without it
                 the loader is iterated anew each epoch, its shuffling seeded by the epoch, and a resume skips batches;
@@ -111,6 +112,8 @@ def fit(
     check_budget(model, budget)
     if config.distillation > 0 and teacher is None:
         raise ValueError(f"fit.distillation is {config.distillation} but there is no teacher; pass teacher=float_model")
+    if config.features is not None and teacher is None:
+        raise ValueError("fit.features is set but there is no teacher; pass teacher=float_model")
     folder = Run(run) if isinstance(run, (str, Path)) else run
     if folder is not None and folder.checkpoints() and not resume:
         raise FileExistsError(
@@ -142,7 +145,8 @@ class _Trainer:
         quiet: bool,
     ) -> None:
         self.config, self.data, self.run, self.evaluation = config, data, run, evaluation
-        self.guide, self.allocated, self.on_log = guide, allocated, on_log
+        self.guides = [] if guide is None else [guide]
+        self.allocated, self.on_log = allocated, on_log
         self.accelerator = Accelerator(
             cpu=on_cpu(),
             mixed_precision="no",
@@ -153,9 +157,8 @@ class _Trainer:
         self.main = self.accelerator.is_main_process
         self.quiet = quiet or not self.main
         per_epoch = batches_in_epoch(train, order)
-        self.steps_per_epoch = per_epoch // config.accumulate
-        self.steps = max(1, round(config.epochs * self.steps_per_epoch))
-        self.lock_step = max(1, round(config.lock_at * self.steps))
+        self.steps_per_epoch, self.steps = config.steps(per_epoch)
+        self.lock_step = config.lock_step(self.steps)
         bit_rate = None
         if isinstance(config.allocation, Published):
             bit_rate = config.allocation.learning_rate or 2.0 / self.lock_step
@@ -184,6 +187,8 @@ class _Trainer:
         step = self.state.load_newest(self.run) if resume and self.run is not None else 0
         sizes = self.steps, self.steps_per_epoch
         self.log = log = TrainingLog(self.config, self.run, self.main, self.quiet, *sizes, step, self.on_log)
+        if self.config.features is not None:
+            self.guides.append(self._feature_guide(self.config.features))
         if step == 0:
             self._first_allocation()
             self._note_bits(0)
@@ -234,8 +239,8 @@ class _Trainer:
         self.raw.zero_grad(set_to_none=True)  # not the optimizer's: it may not hold the bits
         if self.bits is not None and self.bits.after_step(step, probed):
             self._note_bits(step + 1)
-        if self.guide is not None:
-            self.guide.after_step()
+        for guide in self.guides:
+            guide.after_step()
         self.state.average(step - self.lock_step)
         return {"loss": total, "gradient_norm": norm}
 
@@ -243,10 +248,14 @@ class _Trainer:
         targets = labels
         if self.data is not None:
             images, targets = mixup_batch(images, labels, self.data, self.config.seed, batch_number)
-        with self.guide.watch() if self.guide is not None else nullcontext():
+        with ExitStack() as watching:
+            for guide in self.guides:
+                watching.enter_context(guide.watch())
             loss = self._watched_loss(images, targets, batch_number)
-            further = self.guide.loss(images) if self.guide is not None else None
-        return loss if further is None else loss + further
+            for guide in self.guides:
+                further = guide.loss(images)
+                loss = loss if further is None else loss + further
+        return loss
 
     def _watched_loss(self, images: Tensor, targets: Tensor, batch_number: int) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
@@ -260,6 +269,13 @@ class _Trainer:
                 taught = distillation_loss(logits, wanted, self.config.temperature)
             loss = (1 - self.config.distillation) * loss + self.config.distillation * taught
         return loss
+
+    def _feature_guide(self, options: FeatureDistillation) -> FeatureGuide:
+        """A resume finds the same components: they come from the first batches of the first epoch."""
+        assert self.teacher is not None
+        images = (images for images, _ in islice(self.batches.batches(0), options.batches))
+        components = principal_components(self.teacher.model, images, options.variance)
+        return FeatureGuide(self.raw, self.teacher.model, components, options.weight)
 
     # -- bits ---------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .allocate import Allocation, Lagrangian
+from .feature_distill import FeatureDistillation
 
 Precision = Literal["no", "bf16"]
 
@@ -48,6 +49,8 @@ class FitConfig:
     """Of the distillation."""
     hard_distillation: bool = False
     """Learn the teacher's class instead of its distribution (DeiT, arXiv 2012.12877, equation 3)."""
+    features: FeatureDistillation | None = None
+    """Also hold the features in front of the classifier to the teacher's (`feature_distill`); None does not."""
     cache_teacher: bool = False
     """Keep the teacher's logits of every step in a file that later runs with the same data and seed reuse; takes 2 bytes
     x images x epochs x classes."""
@@ -83,3 +86,17 @@ class FitConfig:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must lie between 0 and 1")
         if self.precision not in ("no", "bf16"):
             raise ValueError(f"fit.precision is {self.precision!r}; allowed: 'no', 'bf16'")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """The loss asks the float model for something."""
+        return self.distillation > 0 or self.features is not None
+
+    def steps(self, batches: int) -> tuple[int, int]:
+        """(optimizer steps of an epoch of `batches` batches, of the whole run)."""
+        per_epoch = batches // self.accumulate
+        return per_epoch, max(1, round(self.epochs * per_epoch))
+
+    def lock_step(self, steps: int) -> int:
+        """Steps of a run of `steps` steps after which the bits are final."""
+        return max(1, round(self.lock_at * steps))

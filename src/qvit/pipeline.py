@@ -245,7 +245,7 @@ def _fit(
         model,
         context.splits.train,
         budget=budget,
-        teacher=_teacher(context, config) if config.distillation > 0 else None,
+        teacher=_teacher(context, config) if config.needs_teacher else None,
         guide=guide,
         config=config,
         order=context.splits.order,
@@ -261,7 +261,7 @@ def _fit(
 
 def _teacher(context: Context, config: FitConfig) -> nn.Module | Teacher:
     """The float model; with config.cache_teacher, its logits from a file that all rows share."""
-    if not config.cache_teacher:
+    if not config.cache_teacher or not config.distillation:
         return context.model
     process = process_state()
     workers = context.data.workers if context.data.dataset.startswith(STREAMS) else 0  # only there they move the order
