@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from qvit.budget import BudgetError, check_budget
 from qvit.dry_run import dry_run
@@ -27,11 +28,17 @@ def test_there_are_recipes() -> None:
     assert {p.stem for p in RECIPES} >= set(QUICK)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def slow_for_imagenet(path: Path) -> list[pytest.MarkDecorator]:
+    """Thirty large models; what they cost exactly is in test_imagenet_recipes, in the default suite."""
+    return [pytest.mark.slow] if path.parent.name == "imagenet" else []
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=name_of(p), marks=slow_for_imagenet(p)) for p in RECIPES])
 def test_loads_and_the_budget_is_reachable(path: Path) -> None:
     recipe = load_recipe(path)
     bare = dataclasses.replace(recipe.model, checkpoint="", pretrained=False)
-    model = create_float_model(bare)
+    with torch.device("meta"):  # shapes are all that a budget needs, and some of these models are large
+        model = create_float_model(bare)
     if recipe.method != FLOAT:
         check_budget(METHODS[recipe.method].quantize(model, recipe.quantize), recipe.budget)
 
