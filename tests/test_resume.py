@@ -121,19 +121,6 @@ def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
     assert result.steps == 1
 
 
-def test_a_damaged_newest_checkpoint_is_named(tmp_path: Path) -> None:
-    go(tmp_path, max_steps=3, evaluation=None)
-    newest = Run(tmp_path).checkpoints()[-1]
-    newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.raises(
-        CheckpointError, match=rf"{newest.name} is damaged .*; delete it to continue from the one before"
-    ):
-        go(tmp_path, resume=True)
-    newest.unlink()
-    model, _ = go(tmp_path, resume=True, evaluation=None)
-    assert not any(q.is_learned for q in named_quantizers(model).values())
-
-
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     go(tmp_path, max_steps=1, evaluation=None)
     with pytest.raises(

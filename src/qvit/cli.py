@@ -12,6 +12,8 @@ qvit cost MODEL --weight-bits 4 --activation-bits 4
 from __future__ import annotations
 
 import argparse
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -23,9 +25,16 @@ from .cli_output import write_json
 from .cli_ptq import add_ptq
 from .cli_report import add_parser as add_report
 from .cli_run import add_run
+from .interruption import InterruptionError
 from .processes import is_main
 from .quantizer import UncalibratedError
+from .storage import StorageError
 from .support import UnsupportedModelError
+
+MEND = 2  # a person has to mend something
+STORAGE = 74  # EX_IOERR of sysexits.h: a disk is full or read-only
+AGAIN = 75  # EX_TEMPFAIL: stopped by SIGTERM, run again
+CTRL_C = 128 + signal.SIGINT
 
 EXPECTED = (
     ValueError,
@@ -42,16 +51,34 @@ EXPECTED = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code. Errors that a user can mend are one line on stderr and exit code 2."""
+    """Run a verb; returns the exit code, 0 when all went well (`docs/unattended.md` lists the others).
+
+    Errors that a user can mend are one line on stderr.
+    """
     arguments = _parser().parse_args(argv)
     try:
         result = arguments.verb(arguments)
         if arguments.json and is_main():
             write_json(arguments.json, result)
+    except InterruptionError as error:
+        _complain(f"{error}; continue with: {_resuming(sys.argv[1:] if argv is None else argv)}")
+        return CTRL_C if error.signal is signal.SIGINT else AGAIN
+    except StorageError as error:
+        _complain(str(error))
+        return STORAGE
     except EXPECTED as error:
-        print(f"qvit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        _complain(str(error))
+        return MEND
     return 0
+
+
+def _complain(text: str) -> None:
+    print(f"qvit: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _resuming(argv: Sequence[str]) -> str:
+    """The command that continues the run of this one."""
+    return shlex.join(["qvit", *argv] if "--resume" in argv else ["qvit", *argv, "--resume"])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -141,3 +141,6 @@ class FeatureGuide:
 
     def after_step(self) -> None:
         """Nothing here follows the weights."""
+
+    def drop_step(self) -> None:
+        """Nothing is left of a step that was not made."""

@@ -9,19 +9,21 @@ step is a function of (seed, step) alone: data order and augmentation (`data_ord
 set before every step), learning rates, the lock. So a checkpoint holds tensors and a step number, and a resumed run
 continues bit for bit. A method that adds to the loss does so through a `guide`.
 
-Accelerate owns device, processes and gradient averaging; nothing distributed is written here. Every process evaluates,
-files are the main process's (`training_log`). Precision is one torch.autocast around the forward pass: Accelerate's own would stay in
+Accelerate owns device, processes and gradient averaging; nothing distributed is written here. Processes share each batch and
+each evaluation; files are the main process's (`training_log`). Precision is one torch.autocast around the forward pass: Accelerate's own would stay in
 force for the whole process and patch `forward` of the model that the user gets back.
 """
 
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -33,24 +35,25 @@ from torch.utils.data import DataLoader
 from .allocate import Published
 from .bit_schedule import BitSchedule
 from .budget import Budget, check_budget
+from .compute import activations_recomputed, check_compute
 from .data import DataConfig, EpochOrder, SeededStream, mixup_batch
 from .distill import Teacher, distillation_loss, hard_distillation_loss
-from .evaluate import evaluate
 from .feature_distill import FeatureDistillation, FeatureGuide, principal_components
 from .fit_config import FitConfig
 from .guide import Guide
+from .interruption import Interruption, InterruptionError
+from .nonfinite import NonFiniteLossError, first_nonfinite, first_nonfinite_gradient, nonfinite_parameter
 from .optimizer import make_optimizer, make_schedule, parameter_groups
-from .processes import on_cpu
+from .processes import is_main, on_cpu
 from .quantizer import named_quantizers
+from .rollback import Rollback
 from .runs import Run
 from .seeds import seed_of
-from .step_batches import StepBatches, batches_in_epoch
+from .shared_evaluation import evaluate_together, share_of
+from .step_batches import StepBatches, batches_in_epoch, check_divides
+from .storage import check_writable
 from .training_log import TrainingLog, evaluated_before
-from .training_state import TrainingState, first_nonfinite
-
-
-class NonFiniteLossError(FloatingPointError):
-    """Training met NaN or infinity; the text has the step, the tensor and the last good checkpoint."""
+from .training_state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,13 @@ class FitResult:
     steps              optimizer steps of the whole run
     images_per_second  in this process's part of the run
     top1               percent on the evaluation loader, or None without one
+    rollbacks          how often the run went back to a checkpoint and on at lower learning rates
     """
 
     steps: int
     images_per_second: float
     top1: float | None
+    rollbacks: int
 
 
 def fit(
@@ -104,7 +109,12 @@ def fit(
     max_steps   stop early, without shortening the schedule (for trying things out)
     on_log      called in the main process after each line of metrics; a view of the run (`live_page`)
 
-    Raises BudgetError before training when the budget cannot be met, NonFiniteLossError when the loss stops being finite.
+    With a `run`, SIGTERM and SIGINT end the training after the step under way, with a checkpoint (`interruption`). A loss or
+    gradient that is not finite leads back to the newest checkpoint and on at a lower learning rate, once (`rollback`).
+
+    Raises BudgetError before training when the budget cannot be met, StorageError when `run` cannot be written (before
+    training, or later when the disk is full), NonFiniteLossError when training stops being finite a second time,
+    InterruptionError on a signal.
     """
     config = config or FitConfig()
     if not config.epochs:
@@ -114,7 +124,10 @@ def fit(
         raise ValueError(f"fit.distillation is {config.distillation} but there is no teacher; pass teacher=float_model")
     if config.features is not None and teacher is None:
         raise ValueError("fit.features is set but there is no teacher; pass teacher=float_model")
+    check_compute(config, model, hooked=guide is not None or config.features is not None)
     folder = Run(run) if isinstance(run, (str, Path)) else run
+    if folder is not None and is_main():
+        check_writable(folder.folder)
     if folder is not None and folder.checkpoints() and not resume:
         raise FileExistsError(
             f"{folder.folder} holds checkpoints of an earlier run; continue it with resume=True, or give another directory"
@@ -122,7 +135,8 @@ def fit(
     trainer = _Trainer(
         model, train, budget, teacher, guide, config, order, data, evaluation, allocated, folder, on_log, quiet
     )
-    return trainer.train(resume, max_steps)
+    with activations_recomputed(model) if config.checkpoint_activations else nullcontext():
+        return trainer.train(resume, max_steps)
 
 
 class _Trainer:
@@ -144,7 +158,7 @@ class _Trainer:
         on_log: Callable[[], None] | None,
         quiet: bool,
     ) -> None:
-        self.config, self.data, self.run, self.evaluation = config, data, run, evaluation
+        self.config, self.data, self.run = config, data, run
         self.guides = [] if guide is None else [guide]
         self.allocated, self.on_log = allocated, on_log
         self.accelerator = Accelerator(
@@ -154,7 +168,13 @@ class _Trainer:
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # the bits, from the lock on
         )
+        processes = self.accelerator.num_processes
+        check_divides(train, order, processes)
+        if isinstance(order, EpochOrder):
+            order.deal(processes)
+        self.evaluation = None if evaluation is None else share_of(evaluation)
         self.main = self.accelerator.is_main_process
+        self.signals = Interruption(alone=self.accelerator.num_processes == 1)
         self.quiet = quiet or not self.main
         per_epoch = batches_in_epoch(train, order)
         self.steps_per_epoch, self.steps = config.steps(per_epoch)
@@ -170,6 +190,7 @@ class _Trainer:
         self.schedule = make_schedule(optimizer, self.steps, warmup_steps, config.learning_rate_floor)
         self.raw = model
         self.model, self.optimizer, loader = self.accelerator.prepare(model, optimizer, train)
+        self.fast = torch.compile(self.model) if config.compile else self.model
         self.batches = StepBatches(loader, order, per_epoch, config.accumulate, config.seed)
         if isinstance(teacher, nn.Module):
             teacher = Teacher(teacher.to(self.accelerator.device))
@@ -184,37 +205,50 @@ class _Trainer:
 
     def train(self, resume: bool, max_steps: int | None) -> FitResult:
         """All steps from the newest checkpoint (or the start) to the end."""
-        step = self.state.load_newest(self.run) if resume and self.run is not None else 0
+        step = self.state.load_newest(self.run, self.accelerator) if resume and self.run is not None else 0
+        self.evaluated, self.top1 = evaluated_before(self.run, step)
         sizes = self.steps, self.steps_per_epoch
-        self.log = log = TrainingLog(self.config, self.run, self.main, self.quiet, *sizes, step, self.on_log)
+        self.log = TrainingLog(self.config, self.run, self.main, self.quiet, *sizes, step, self.on_log)
+        self.way_back = Rollback(self.state, self.run, self.accelerator, self.config.rollback_factor)
         if self.config.features is not None:
             self.guides.append(self._feature_guide(self.config.features))
         if step == 0:
             self._first_allocation()
             self._note_bits(0)
+            self.way_back.keep_start()
         last = min(self.steps, max_steps) if max_steps is not None else self.steps
-        evaluated, top1 = evaluated_before(self.run, step)
-        while step < last:
-            epoch, within = divmod(step, self.steps_per_epoch)
-            for batches in self.batches.steps(epoch, within):
-                record = self._step(step, batches)
-                step += 1
-                log.progress.images += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
-                learned = self.raw if self.bits is not None else None
-                log.step(step, record, self.optimizer.param_groups[0]["lr"], learned)
-                at_epoch_end = step % self.steps_per_epoch == 0
-                if self.evaluation is not None and at_epoch_end and self._evaluates(step // self.steps_per_epoch):
-                    evaluated, top1 = step, self._evaluate(step)
-                if self._checkpoints(step, at_epoch_end):
-                    self.state.save(self.run, step, self.accelerator)
-                if step == last:
-                    break
-        if step == self.steps:
-            self.state.finish()
-        if self.evaluation is not None and evaluated != step:
-            top1 = self._evaluate(step)
-        log.close()
-        return FitResult(self.steps, log.progress.images_per_second(), top1)
+        with closing(self.log), self.signals if self.run is not None else nullcontext():
+            if step and self._evaluates(step) and self.evaluated != step:  # killed between checkpoint and evaluation
+                self._evaluate(step)
+            while step < last:
+                try:
+                    step = self._train_epoch(step, last)
+                except NonFiniteLossError as error:
+                    step = self._roll_back(error)
+            if step == self.steps:
+                self.state.finish()
+            if self.evaluation is not None and self.evaluated != step:
+                self._evaluate(step)
+            if self._anywhere(self.signals.received is not None)[0]:  # since the last step
+                raise self._interruption(step)
+        return FitResult(self.steps, self.log.progress.images_per_second(), self.top1, self.state.rollbacks)
+
+    def _train_epoch(self, step: int, last: int) -> int:
+        """Steps from `step` on, to the end of its epoch or to `last`; returns how many have been made by then."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        for batches in self.batches.steps(epoch, within):
+            record = self._step(step, batches)
+            step += 1
+            self.log.progress.images += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
+            learned = self.raw if self.bits is not None else None
+            self.log.step(step, record, self.optimizer.param_groups[0]["lr"], learned)
+            if self.run is not None and (self.stopping or self._checkpoints(step)):
+                self._save(self.run, step)
+            if self._evaluates(step):
+                self._evaluate(step)
+            if step == last:
+                break
+        return step
 
     def _step(self, step: int, batches: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """One optimizer step: forward, backward, update, then what moves the bits."""
@@ -222,18 +256,25 @@ class _Trainer:
         self.schedule.step_update(step)
         probed = self.bits is not None and self.bits.probes(step)
         total, parts = 0.0, len(batches)
+        bad: Tensor | None = None
         for part, (images, labels) in enumerate(batches):
             torch.manual_seed(seed_of("step", self.config.seed, step, part, self.accelerator.process_index))
             last = part == parts - 1
             probe = self.bits.probe(len(images), parts) if self.bits and probed and last else nullcontext()
             sync = nullcontext() if last else self.accelerator.no_sync(self.model)
             with sync, probe:
-                loss = self._loss(images, labels, step * parts + part)
-                if not torch.isfinite(loss):
-                    raise NonFiniteLossError(self._diagnosis(step, first_nonfinite(self.raw, images)))
+                network = self.model if probed and last else self.fast  # compiled code does not see hooks
+                loss = self._loss(network, images, labels, step * parts + part)
+                if bad is None and not torch.isfinite(loss):
+                    bad = images  # go on: other processes are waiting for the gradients of this one
                 total += float(loss.detach()) / parts
                 penalty = self.bits.penalty() if self.bits is not None else None
                 self.accelerator.backward((loss if penalty is None else loss + penalty) / parts)
+        failed, self.stopping = self._anywhere(bad is not None, self.signals.received is not None)
+        if failed:
+            self._stop_being_finite(
+                step, "a loss in another process" if bad is None else first_nonfinite(self.raw, bad)
+            )
         norm = self._clip(step)
         self.optimizer.step()
         self.raw.zero_grad(set_to_none=True)  # not the optimizer's: it may not hold the bits
@@ -244,22 +285,22 @@ class _Trainer:
         self.state.average(step - self.lock_step)
         return {"loss": total, "gradient_norm": norm}
 
-    def _loss(self, images: Tensor, labels: Tensor, batch_number: int) -> Tensor:
+    def _loss(self, network: nn.Module, images: Tensor, labels: Tensor, batch_number: int) -> Tensor:
         targets = labels
         if self.data is not None:
             images, targets = mixup_batch(images, labels, self.data, self.config.seed, batch_number)
         with ExitStack() as watching:
             for guide in self.guides:
                 watching.enter_context(guide.watch())
-            loss = self._watched_loss(images, targets, batch_number)
+            loss = self._watched_loss(network, images, targets, batch_number)
             for guide in self.guides:
                 further = guide.loss(images)
                 loss = loss if further is None else loss + further
         return loss
 
-    def _watched_loss(self, images: Tensor, targets: Tensor, batch_number: int) -> Tensor:
+    def _watched_loss(self, network: nn.Module, images: Tensor, targets: Tensor, batch_number: int) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = self.model(images)
+            logits = network(images)
         loss = F.cross_entropy(logits.float(), targets)
         if self.config.distillation > 0 and self.teacher is not None:
             wanted = self.teacher.logits(images, batch_number)
@@ -290,7 +331,7 @@ class _Trainer:
         ):
             torch.manual_seed(seed_of("probe", self.config.seed, number, self.accelerator.process_index))
             with self.bits.probe(len(images), 1):
-                self.accelerator.backward(self._loss(images, labels, number))
+                self.accelerator.backward(self._loss(self.model, images, labels, number))
             self.raw.zero_grad(set_to_none=True)
             self.bits.remember()
         if not self.allocated:
@@ -302,39 +343,71 @@ class _Trainer:
 
     # -- what can go wrong, and when to look --------------------------------------------------------------------------
 
+    def _anywhere(self, *flags: bool) -> list[bool]:
+        """For each flag: is it raised in any process? The one small message of a step that is not a gradient."""
+        raised = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
+        return [value > 0 for value in self.accelerator.reduce(raised, "sum").tolist()]
+
     def _clip(self, step: int) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.config.clip_gradient or math.inf
         norm = float(self.accelerator.clip_grad_norm_(parameters, limit))
         if not math.isfinite(norm):
-            names = {id(p): name for name, p in self.raw.named_parameters()}
-            bad = [names[id(p)] for p in parameters if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-            raise NonFiniteLossError(
-                self._diagnosis(step, f"the gradient of {bad[0]}" if bad else "the norm of all gradients together")
-            )
+            self._stop_being_finite(step, first_nonfinite_gradient(self.raw, parameters))
         return norm
 
-    def _diagnosis(self, step: int, culprit: str) -> str:
+    def _stop_being_finite(self, step: int, culprit: str) -> NoReturn:
         saved = self.run.checkpoints() if self.run is not None else []
         where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        return (
-            f"training stopped being finite at step {step}: {culprit} is the first tensor with NaN or infinity; {where}; "
-            "try a lower learning_rate, or a smaller clip_gradient"
+        tried = f"; going back and on at {self.config.rollback_factor:g} of the learning rates did not help"
+        raise NonFiniteLossError(
+            f"training stopped being finite at step {step}: {culprit} is the first tensor with NaN or infinity; {where}"
+            f"{tried if self.state.rollbacks else ''}; try a lower learning_rate, or a smaller clip_gradient",
+            step,
         )
 
-    def _evaluates(self, epoch: int) -> bool:
+    def _roll_back(self, error: NonFiniteLossError) -> int:
+        """The step to go on from, at lower rates; raises the error when that was tried already."""
+        if not self.way_back.is_open:
+            raise error
+        self.raw.zero_grad(set_to_none=True)
+        for guide in self.guides:
+            guide.drop_step()
+        step = self.way_back.take()
+        self.log.roll_back(error.step, step, self.config.rollback_factor, str(error))
+        return step
+
+    def _save(self, run: Run, step: int) -> None:
+        """Write a checkpoint, which is always a good one; then raise InterruptionError if it is time to stop."""
+        culprit = nonfinite_parameter(self.raw)
+        if culprit is not None:
+            self._stop_being_finite(step, culprit)
+        self.state.save(run, step, self.config.keep_checkpoints, self.accelerator)
+        self.way_back.forget_start()
+        if self.stopping:
+            raise self._interruption(step)
+
+    def _interruption(self, step: int) -> InterruptionError:
+        assert self.run is not None
+        number = self.signals.received or signal.SIGTERM
+        name = signal.Signals(number).name
+        text = f"stopped by {name} after step {step} of {self.steps}; {self.run.folder} has what a resume needs"
+        return InterruptionError(text, number)
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether step number `step` is followed by an evaluation."""
         every = self.config.evaluate_every
-        return every > 0 and math.floor(epoch / every) > math.floor((epoch - 1) / every)
-
-    def _checkpoints(self, step: int, at_epoch_end: bool) -> bool:
-        if self.run is None:
+        if self.evaluation is None or not every or step % self.steps_per_epoch:
             return False
-        every = self.config.checkpoint_every
-        due = step % every == 0 if every else at_epoch_end
-        return due or step in (self.lock_step, self.steps)
+        epoch = step // self.steps_per_epoch
+        return math.floor(epoch / every) > math.floor((epoch - 1) / every)
 
-    def _evaluate(self, step: int) -> float | None:
+    def _checkpoints(self, step: int) -> bool:
+        """Whether step number `step` is followed by a checkpoint."""
+        every = self.config.checkpoint_every or self.steps_per_epoch
+        return step % every == 0 or step in (self.lock_step, self.steps)
+
+    def _evaluate(self, step: int) -> None:
         assert self.evaluation is not None
-        top1 = evaluate(self.state.averaged_model(), self.evaluation).top1
-        self.log.top1(step, top1)
-        return top1
+        self.evaluated, self.top1 = step, evaluate_together(self.state.averaged_model(), self.evaluation).top1
+        self.log.top1(step, self.top1)

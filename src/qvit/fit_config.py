@@ -35,6 +35,10 @@ class FitConfig:
     """Batches per optimizer step."""
     precision: Precision = "no"
     """Autocast of the float arithmetic; quantizers always compute in float32."""
+    compile: bool = False
+    """Compile the network (torch.compile): worth trying on a GPU, no gain was measured on a CPU."""
+    checkpoint_activations: bool = False
+    """Keep the input of each block alone and compute the rest a second time: less memory, same numbers, more time."""
     lock_at: float = 0.6
     """Fraction of the steps after which the bits are final; the rest settles weights and scales."""
     refill: bool = True
@@ -60,13 +64,18 @@ class FitConfig:
     """Steps between two lines of metrics."""
     checkpoint_every: int = 0
     """Steps between two checkpoints; 0 means at the end of every epoch. At the lock there is always one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep; with 2, one that the disk damages costs the steps since the one before."""
+    rollback_factor: float = 0.5
+    """Where a loss or gradient is not finite, the run goes back to its newest checkpoint, once, and on at this fraction of
+    the learning rates; 0 stops at once."""
     evaluate_every: float = 1.0
     """Epochs between two evaluations while training; 0 evaluates at the end only."""
     tensorboard: bool = False
     """Also write the metrics for TensorBoard, into the run directory."""
 
     def __post_init__(self) -> None:
-        positive = ("learning_rate", "temperature", "accumulate", "log_every")
+        positive = ("learning_rate", "temperature", "accumulate", "log_every", "keep_checkpoints")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must be positive")
@@ -81,7 +90,7 @@ class FitConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("learning_rate_floor", "lock_at", "ema_decay", "distillation"):
+        for name in ("learning_rate_floor", "lock_at", "ema_decay", "distillation", "rollback_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must lie between 0 and 1")
         if self.precision not in ("no", "bf16"):

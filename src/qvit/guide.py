@@ -4,7 +4,7 @@
         logits = student(images)     and, where logits are distilled, those of the teacher
         loss = ... + guide.loss(images)
     backward, optimizer step
-    guide.after_step()
+    guide.after_step()           or, when the loss was not finite, guide.drop_step()
 
 So a method that looks inside the network needs no other training loop.
 """
@@ -28,3 +28,6 @@ class Guide(Protocol):
 
     def after_step(self) -> None:
         """The optimizer has moved the weights: update what is not learned by gradients, such as running statistics."""
+
+    def drop_step(self) -> None:
+        """The step was not made: forget what its passes left behind."""

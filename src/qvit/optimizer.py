@@ -61,3 +61,9 @@ def make_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup_steps: in
         warmup_prefix=True,
         t_in_epochs=False,
     )
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply the peak of every group by `factor`, for the schedules that `make_schedule` makes; saved with the optimizer."""
+    for group in optimizer.param_groups:
+        group["lr_scale"] *= factor

@@ -20,7 +20,7 @@ from .data_streams import PREFIXES as STREAMS
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run
 
-SPEED_ONLY = ("data.cache_decoded", "fit.tensorboard", "fit.checkpoint_every")
+SPEED_ONLY = ("data.cache_decoded", "fit.tensorboard", "fit.checkpoint_every", "fit.keep_checkpoints")
 NOT_OF_FLOAT_ROWS = ("quantize", "budget", "calibration", "uniform_baseline")
 
 

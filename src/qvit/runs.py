@@ -4,42 +4,31 @@
     metrics.jsonl          one line per logged step       bits.jsonl         bit-widths whenever they change
     checkpoints/step-N.safetensors                        result.json        the outcome
     model.qvit             the frozen program             model.safetensors  the trained quantized module
+    predictions.safetensors  classes of every image       activations.json   how activations lie on their grids
     tensorboard/           the metrics once more, when `fit.tensorboard` is on
 
 A checkpoint is one safetensors file: tensors of the model, the optimizer, the moving average and the sensitivities, and in
-its metadata the rest as JSON (step, optimizer settings, layout). Nothing is ever unpickled. It is written under a
-temporary name, flushed and renamed, so the newest complete one is always whole. On resume, log lines that are newer than
-the checkpoint are dropped, so that the log of a resumed run is that of an unbroken one.
+its metadata the rest as JSON (step, optimizer settings, layout). Nothing is ever unpickled. Files are whole or absent
+(`storage`). A checkpoint that the disk damaged later is set aside under another name for the one before it. On resume, log
+lines that are newer than the checkpoint are dropped, so that the log of a resumed run is that of an unbroken one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-KEEP = 2  # checkpoints kept: the newest, and the one before in case of a bad disk
+from .storage import append_line, explained, write_atomic
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or does not fit; the text names the file."""
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash it is the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")  # one writer, one name: a kill leaves nothing to collect
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
@@ -69,12 +58,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
 class Run:
     """A run directory. Only the main process may write."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with explained(self.folder, 0):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def write_json(self, name: str, data: Any) -> Path:
         """Write NAME as indented JSON, atomically."""
@@ -84,8 +82,7 @@ class Run:
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append one JSON line to NAME."""
-        with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.folder / name, json.dumps(record))
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The records of NAME; none without the file. A last line that was cut off by a kill is left out."""
@@ -108,10 +105,26 @@ class Run:
         """Complete checkpoints, oldest first."""
         return sorted((self.folder / "checkpoints").glob("step-*.safetensors"))
 
-    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
-        """Write a checkpoint and drop those beyond the newest KEEP."""
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+        """Write a checkpoint and drop those beyond the newest `keep`; for a moment there are keep + 1."""
         path = self.folder / "checkpoints" / f"step-{step:09d}.safetensors"
         save_tensors(path, tensors, {**state, "step": step})
-        for old in self.checkpoints()[:-KEEP]:
+        for old in self.checkpoints()[:-keep]:
             old.unlink()
         return path
+
+    def newest_checkpoint(self) -> tuple[Checkpoint | None, list[Path]]:
+        """The newest checkpoint that can be read, None when there is none; and newer files that are damaged.
+
+        Raises CheckpointError when there are checkpoints and none of them can be read.
+        """
+        damaged: dict[Path, CheckpointError] = {}
+        for path in reversed(self.checkpoints()):
+            try:
+                return Checkpoint(path, *load_tensors(path)), list(damaged)
+            except CheckpointError as error:
+                damaged[path] = error
+        if damaged:
+            newest = next(iter(damaged.values()))
+            raise CheckpointError(f"{newest}, and no other can be read; delete the folder to train this row anew")
+        return None, []

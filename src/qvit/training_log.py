@@ -1,4 +1,4 @@
-"""TrainingLog: what a training run tells: metrics.jsonl, bits.jsonl, TensorBoard and the line for people.
+"""TrainingLog: what a training run tells: metrics.jsonl, bits.jsonl, scales.jsonl, TensorBoard and the line for people.
 
 Only the main process writes files. On a resume, lines that are newer than the checkpoint are dropped first, so that the log
 of a resumed run is that of an unbroken one.
@@ -15,8 +15,12 @@ from .allocate import spread
 from .cost import cost
 from .fit_config import FitConfig
 from .progress import Progress
+from .quantizer import named_quantizers
 from .runs import Run
 from .tracking import TensorBoard
+
+LOGS = ("metrics.jsonl", "bits.jsonl", "scales.jsonl")
+SCALES_EVERY = 5  # lines of metrics between two lines of scales, which are longer
 
 
 class TrainingLog:
@@ -46,7 +50,7 @@ class TrainingLog:
         self.folder = run if main else None
         self.on_log = on_log if main else None
         if self.folder is not None:
-            for log in ("metrics.jsonl", "bits.jsonl"):
+            for log in LOGS:
                 self.folder.drop_after(log, step if step else -1)
         self.progress = Progress(steps, step, quiet)
         self.board: TensorBoard | None = None
@@ -89,12 +93,37 @@ class TrainingLog:
                 f"and {summary.average_activation_bits:.2f} activation bits on average"
             )
 
+    def scales(self, step: int, model: nn.Module) -> None:
+        """Every few lines of metrics: the logarithm (base 2) of each scale in force, where the model has quantizers."""
+        if self.folder is None or step % (SCALES_EVERY * self.every):
+            return
+        quantizers = named_quantizers(model)
+        if quantizers:
+            logs = {name: q.scale_at(q.bit_width).log2().tolist() for name, q in quantizers.items()}
+            rounded = {name: [round(value, 3) for value in values] for name, values in logs.items()}
+            self.folder.append("scales.jsonl", {"step": step, "log2_scale": rounded})
+
     def top1(self, step: int, top1: float | None) -> None:
         """The outcome of an evaluation."""
         self.metrics(step, {"top1": top1})
         self.progress.top1 = top1
         if top1 is not None:
             self.progress.say(f"step {step}: top-1 {top1:.2f} %")
+
+    def roll_back(self, failed: int, step: int, factor: float, because: str) -> None:
+        """The run goes on from `step` at `factor` of the learning rates, for after step `failed` it was not finite.
+
+        The record has the number of the first step at the lower rates: a resume from `step` itself drops it, and writes it
+        again when it comes to the same end.
+        """
+        if self.folder is not None:
+            for log in LOGS:
+                self.folder.drop_after(log, step)
+        if self.board is not None and self.folder is not None:
+            self.board.close()
+            self.board = TensorBoard(self.folder.folder / "tensorboard", step)
+        self.metrics(step + 1, {"rolled_back_from": failed, "rolled_back_to": step, "rate_factor": factor})
+        self.progress.say(f"{because}\ngoing back to step {step}, and on at {factor:g} of the learning rates")
 
     def close(self) -> None:
         """Flush to disk."""

@@ -8,11 +8,13 @@ Layout of the tensors in a checkpoint file (`runs`):
     group.I.KEY             setting KEY of the I-th parameter group where that is a tensor (LAMB counts its steps there)
     sensitivity.NAME        running tables of learned bits
 
-and in its JSON the optimizer's other group settings. Random states are not there: they are functions of (seed, step).
+and in its JSON the optimizer's other group settings and how often the run was rolled back. Random states are not there:
+they are functions of (seed, step).
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -20,14 +22,17 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from .runs import CheckpointError, Run, load_tensors
+from .runs import CheckpointError, Run
 from .sensitivity import Sensitivity
 
 KINDS = ("model", "average", "optimizer", "group", "sensitivity")
 
 
 class TrainingState:
-    """Model, optimizer, sensitivities and moving average of one run."""
+    """Model, optimizer, sensitivities and moving average of one run.
+
+    rollbacks  how often it went back to an older state of itself (`rollback`)
+    """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, sensitivity: Sensitivity | None, ema_decay: float
@@ -35,6 +40,7 @@ class TrainingState:
         self.model, self.optimizer, self.sensitivity = model, optimizer, sensitivity
         self.ema_decay = ema_decay
         self.ema: ModelEmaV3 | None = None
+        self.rollbacks = 0
 
     def average(self, steps_since_lock: int) -> None:
         """Fold the weights of this step into the moving average; it starts at the lock."""
@@ -67,42 +73,59 @@ class TrainingState:
         for index, group in enumerate(state["param_groups"]):
             packed |= {f"group.{index}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
             groups.append({key: value for key, value in group.items() if not isinstance(value, Tensor)})
-        return packed, {"groups": groups, "averaged": self.ema is not None}
+        return packed, {"groups": groups, "averaged": self.ema is not None, "rollbacks": self.rollbacks}
 
-    def save(self, run: Run | None, step: int, accelerator: Accelerator) -> None:
-        """Write a checkpoint (main process only)."""
-        if run is None or not accelerator.is_main_process:
-            return
+    def copied(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """`tensors`, as copies in main memory that training does not change; for `load`."""
         packed, state = self.tensors()
-        run.save_checkpoint(step, packed, state)
+        return {name: value.detach().to("cpu", copy=True) for name, value in packed.items()}, state
 
-    def load_newest(self, run: Run) -> int:
+    def save(self, run: Run, step: int, keep: int, accelerator: Accelerator) -> None:
+        """Write a checkpoint and keep the newest `keep` (main process only)."""
+        if accelerator.is_main_process:
+            run.save_checkpoint(step, *self.tensors(), keep)
+
+    def load_newest(self, run: Run, accelerator: Accelerator) -> int:
         """Restore the newest checkpoint of a run; returns its step, 0 when there is none.
 
-        Raises CheckpointError when the file is damaged or belongs to another model.
+        A damaged one is set aside with a warning, and the one before is taken: the steps between are made again.
+
+        Raises CheckpointError when none can be read, when it belongs to another model, or when the processes do not see
+        the same ones.
         """
-        saved = run.checkpoints()
-        if not saved:
+        newest, damaged = run.newest_checkpoint()
+        step = 0 if newest is None else int(newest.state["step"])
+        steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the processes found checkpoints of different steps in {run.folder} ({', '.join(map(str, steps))}); every "
+                "machine must see the same run directory"
+            )
+        if newest is None:
             return 0
+        for path in damaged if accelerator.is_main_process else []:
+            aside = path.replace(path.with_name(f"{path.name}.damaged"))
+            warnings.warn(
+                f"{path} is damaged; it is now {aside.name}, and the run goes on from {newest.path.name}", stacklevel=2
+            )
         try:
-            tensors, state = load_tensors(saved[-1])
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; delete it to continue from the one before") from error
-        try:
-            self._load(tensors, state)
+            self.load(newest.tensors, newest.state)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{saved[-1]} does not fit this recipe ({reason}); use the recipe that made it, or another run directory"
+                f"{newest.path} does not fit this recipe ({reason}); use the recipe that made it, or another run directory"
             ) from error
-        return int(state["step"])
+        return step
 
-    def _load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """The inverse of `tensors`."""
         parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
             parts[kind][rest] = value
         self.model.load_state_dict(parts["model"])
+        self.rollbacks = state.get("rollbacks", 0)  # absent before there were any
+        self.ema = None
         if state["averaged"]:
             self.ema = ModelEmaV3(self.model, decay=self.ema_decay, use_warmup=True)
             self.ema.module.load_state_dict(parts["average"])
@@ -117,29 +140,3 @@ class TrainingState:
             index, _, key = name.partition(".")
             groups[int(index)][key] = value
         self.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
-
-
-@torch.no_grad()
-def first_nonfinite(model: nn.Module, images: Tensor) -> str:
-    """Name of the first tensor with NaN or infinity: a parameter, or a module's output in the order of the forward pass."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the parameter {name}"
-    if not torch.isfinite(images).all():
-        return "the input image batch"
-    found: list[str] = []
-
-    def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
-                found.append(name or type(module).__name__)
-
-        return hook
-
-    handles = [module.register_forward_hook(hook_for(name)) for name, module in model.named_modules()]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return f"the output of {found[0]}" if found else "the loss itself"

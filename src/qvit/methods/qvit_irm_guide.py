@@ -127,3 +127,7 @@ class IRMGuide:
             mean, variance = (torch.stack(values).mean(0) for values in zip(*batches, strict=True))
             rectifier.update(mean, variance, self.momentum)
         self._statistics.clear()
+
+    def drop_step(self) -> None:
+        """Forget the statistics of a step that was not made."""
+        self._statistics.clear()
