@@ -29,8 +29,10 @@ import torch
 from torch import Tensor, nn
 
 import qvit_runtime
+from qvit_runtime.artifact import to_bytes
 from qvit_runtime.program import Preprocess
 
+from .activation_histogram import write_activations
 from .budget import Budget, check_budget
 from .data import DataConfig, Splits, open_data, resolve_data
 from .data_streams import PREFIXES as STREAMS
@@ -52,6 +54,7 @@ from .quantizer import named_quantizers
 from .recipe import FLOAT, Recipe, RecipeError, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .spec import FixedBits, Spec
+from .storage import check_writable, write_atomic
 from .values import to_values
 
 SCHEMA = 1
@@ -98,11 +101,14 @@ def run_recipe(
     A directory that is not empty is refused unless resume is set; with it, what is finished is kept. Everything is judged on
     `max_eval_images` of the evaluation split, a fixed choice, or on all. With `report` a page in `out` shows the run while it trains.
 
-    Raises FileExistsError for such a directory; before any training BudgetError or ValueError when the budget cannot be
-    met or is missing, and FreezeError when the result could not be frozen; RecipeError when resume meets another recipe.
+    Raises FileExistsError for such a directory, StorageError for one that cannot be written; before any training BudgetError
+    or ValueError when the budget cannot be met or is missing, and FreezeError when the result could not be frozen;
+    RecipeError when resume meets another recipe; and what `fit` raises.
     """
     if is_main() and not resume and out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another --out, or continue it with --resume")
+    if is_main():
+        check_writable(out)
     process_state().wait_for_everyone()  # or another process would already have made something in there
     trains = recipe.fit.epochs or recipe.train_float is not None
     if recipe.data.dataset == "images" and trains:
@@ -128,12 +134,23 @@ def _rows(context: Context, out: Path, resume: bool) -> dict[str, Any]:
     check_before_training(context)
     if recipe.train_float is not None:
         train_float_row(context, out / "float", recipe.train_float, resume)
-    if recipe.uniform_baseline and isinstance(recipe.quantize, Spec):
-        bits = FixedBits(recipe.uniform_baseline)
-        uniform = dataclasses.replace(recipe.quantize, weights=bits, activations=bits, overrides=())
-        row = dataclasses.replace(recipe, quantize=uniform, budget=None, init_bits="")
-        quantized_row(context, out / f"uniform{bits.bits}", row, f"uniform {bits.bits}-bit", resume)
+    if recipe.uniform_baseline:
+        bits = recipe.uniform_baseline
+        quantized_row(context, out / f"uniform{bits}", uniform_row(recipe), f"uniform {bits}-bit", resume)
     return quantized_row(context, out, recipe, METHODS[recipe.method].label(recipe.quantize), resume)
+
+
+def float_row(recipe: Recipe, config: FitConfig) -> Recipe:
+    """The row of a recipe that trains its float model with `config`."""
+    return dataclasses.replace(recipe, method=FLOAT, train_float=None, fit=config, budget=None, init_bits="")
+
+
+def uniform_row(recipe: Recipe) -> Recipe:
+    """The row of its `uniform_baseline`: that many bits everywhere, with the same settings."""
+    assert isinstance(recipe.quantize, Spec)  # checked by Recipe
+    bits = FixedBits(recipe.uniform_baseline)
+    spec = dataclasses.replace(recipe.quantize, weights=bits, activations=bits, overrides=())
+    return dataclasses.replace(recipe, quantize=spec, budget=None, init_bits="")
 
 
 def check_before_training(context: Context) -> None:
@@ -155,7 +172,7 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
     """Train the context's float model in place and write its run directory."""
     run = Run(folder)
     weights, done = folder / "model.safetensors", folder / "result.json"
-    row = dataclasses.replace(context.recipe, method=FLOAT, train_float=None, fit=config, budget=None, init_bits="")
+    row = float_row(context.recipe, config)
     if done.exists() and weights.exists():
         check_recipe(run, _resolved(context, row))
         tensors, _ = load_tensors(weights)
@@ -205,18 +222,20 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     program = method.freeze(
         model, row.budget, preprocess_of(context.data, context.splits), row.model.name, {"row": name}
     )
-    qvit_runtime.save(program, folder / "model.qvit")
-    judged = _judge(context, method.exact(model), program)
+    artifact = to_bytes(program)
+    write_atomic(folder / "model.qvit", artifact)
+    judged = judge(context, method.exact(model), program)
     save_predictions(run, judged)
+    write_activations(run, program, context.splits.calibration)
     record = _common(context, row, name, result, calibration_seconds)
     price = cost_of_module(model) if method.quantizers else cost_of_program(program)
     record |= outcome(price, judged, row.budget, context.data.num_classes)
-    record["artifact_kib"] = (folder / "model.qvit").stat().st_size / 1024
+    record["artifact_kib"] = len(artifact) / 1024
     run.write_json("result.json", record)
     return record
 
 
-def _judge(context: Context, exact: nn.Module, program: qvit_runtime.Program) -> Judged:
+def judge(context: Context, exact: nn.Module, program: qvit_runtime.Program) -> Judged:
     """Evaluate the module, its program and the float model on the evaluation split."""
 
     total = -(-context.splits.eval_images // context.data.eval_batch_size)
@@ -317,6 +336,7 @@ def _common(
         "seed": row.seed,
         "epochs": row.fit.epochs,
         "images": context.splits.eval_images,
+        "rollbacks": 0 if result is None else result.rollbacks,
         "images_per_second": None if result is None else result.images_per_second,
         "calibration_seconds": calibration_seconds,
         "training_seconds": 0.0 if result is None else _training_seconds(context, row.fit, result),

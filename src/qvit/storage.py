@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,15 +38,15 @@ class StorageError(OSError):
 
 @contextmanager
 def explained(path: Path, size: int) -> Iterator[None]:
-    """Around the writing of `size` bytes to `path`: raises StorageError for OSError."""
+    """Around the writing of `size` bytes (0: of a folder) to `path`: raises StorageError for OSError."""
     try:
         yield
     except OSError as error:
         free = shutil.disk_usage(_existing(path)).free
         advice = ADVICE.get(error.errno or 0, "mend that, then continue with --resume")
+        room = f"{size:,} bytes were wanted and {free:,} are free there; " if size else ""
         raise StorageError(
-            f"could not write {path}: {error.strerror or error}; {size:,} bytes were wanted and {free:,} are free there; "
-            f"files that were complete before are as they were; {advice}"
+            f"could not write {path}: {error.strerror or error}; {room}complete files are as they were; {advice}"
         ) from error
 
 
@@ -82,10 +83,9 @@ def append_line(path: Path, line: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if need be, and write and remove a small file in it. Raises StorageError."""
-    probe = folder / ".writable"
-    write_atomic(probe, b"qvit\n")
-    probe.unlink()
+    """Raise StorageError unless files can be made in the folder, or in the one where it would have to be made."""
+    with explained(folder, 0), tempfile.TemporaryFile(dir=_existing(folder)):
+        pass
 
 
 def _existing(path: Path) -> Path:
