@@ -63,7 +63,7 @@ def toy_data(seed: int = 0, workers: int = 0, **changes: object) -> ToyData:
     }
     config = DataConfig(**{**settings, **changes})  # type: ignore[arg-type]
     source = ArraySource(pixels, labels.tolist(), tuple("abcde"))
-    order = EpochOrder(IMAGES, BATCH, seed, shuffle=True, drop_last=True)
+    order = EpochOrder(IMAGES, config.batch_size, seed, shuffle=True, drop_last=True)
     loader = DataLoader(
         SeededDataset(source, train_transform(config), seed, CLASSES), batch_sampler=order, num_workers=workers
     )

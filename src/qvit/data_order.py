@@ -11,7 +11,9 @@ and the number of workers, of processes and the point of a resume change nothing
 
 Processes: batches are global. Accelerate shards, and `Accelerator(dataloader_config=DataLoaderConfiguration(
 split_batches=True))` gives process p of P the p-th slice of each batch, so all processes together see the batch that
-one process would see. Resume: `epoch_batches(loader, order, epoch, start)` continues before batch `start`. Accelerate
+one process would see. `EpochOrder.deal(P)` deals the batch out first, like cards and in pairs: the pairs that mixup makes stay
+together, and the first images of all slices are the first images of the batch, which are those that a probe of the bits
+looks at. Resume: `epoch_batches(loader, order, epoch, start)` continues before batch `start`. Accelerate
 calls `set_epoch` on samplers with a count of its own, which a resume would start at 0 again; hence our word is `seek`.
 """
 
@@ -57,6 +59,7 @@ class EpochOrder:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.copies = copies
+        self.processes = 1
         self.epoch = 0
         self.start = 0
 
@@ -69,6 +72,13 @@ class EpochOrder:
         self.epoch = epoch
         self.start = start
 
+    def deal(self, processes: int) -> None:
+        """From now on, order each full batch so that its slices, one per process, hold every `processes`-th pair of images.
+
+        The batch must divide by `processes`. Slices of an odd size get every `processes`-th image: mixup refuses them.
+        """
+        self.processes = processes
+
     def __len__(self) -> int:
         """Batches of a whole epoch, whatever the start."""
         return self.length // self.batch_size if self.drop_last else -(-self.length // self.batch_size)
@@ -80,13 +90,22 @@ class EpochOrder:
         for batch in range(self.start, len(self)):
             images = order[batch * distinct : (batch + 1) * distinct]
             keys = [SampleKey(epoch, image, copy) for copy in range(self.copies) for image in images]
-            yield keys[: self.batch_size]
+            yield _dealt(keys[: self.batch_size], self.processes)
 
     def _permutation(self, epoch: int) -> Sequence[int]:
         if not self.shuffle:
             return range(self.length)
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
         return torch.randperm(self.length, generator=generator).tolist()
+
+
+def _dealt(batch: list[SampleKey], processes: int) -> list[SampleKey]:
+    """The batch so that each of `processes` equal slices has every `processes`-th pair of it, or every one when it is odd."""
+    if processes == 1 or len(batch) % processes:
+        return batch
+    hand = 1 if len(batch) // processes % 2 else 2
+    cards = [batch[start : start + hand] for start in range(0, len(batch), hand)]
+    return [key for process in range(processes) for card in cards[process::processes] for key in card]
 
 
 class SeededDataset(Dataset):

@@ -3,6 +3,11 @@
 top-1 and top-5 where there are labels; agreement (share of images with the same predicted class) with a reference where
 one is given, which also works on images without labels. The outcome of every single image is kept, so that two models can
 be compared in pairs: the difference of paired outcomes has a far smaller spread than the difference of two accuracies.
+
+What is kept of an image is a row of integers, so that rows found by several processes can be put together
+(`shared_evaluation`):
+
+    label | does the reference agree (-1: there is none) | the five best classes, best first (-1: the model has fewer)
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ import qvit_runtime
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Classifier = Callable[[Tensor], Tensor]
+BEST = 5
+NO_ROWS = torch.empty(0, 2 + BEST, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -62,48 +69,66 @@ def classifier_of(model: nn.Module | qvit_runtime.Program) -> Classifier:
     return classify
 
 
+def outcome_rows(
+    model: nn.Module | qvit_runtime.Program,
+    batches: Batches,
+    reference: nn.Module | qvit_runtime.Program | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """The rows of each batch, int64 (B, 7); arguments and errors as in `evaluate`."""
+    classify = classifier_of(model)
+    compare = None if reference is None else classifier_of(reference)
+    found, done = [], 0
+    for images, labels in batches:
+        logits = classify(images)
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError(
+                f"the model gave NaN or infinite logits within images {done} to {done + len(images)}"
+            )
+        rows = torch.full((len(images), 2 + BEST), -1)
+        rows[:, 0] = labels
+        if compare is not None:
+            rows[:, 1] = compare(images).argmax(1) == logits.argmax(1)
+        best = logits.topk(min(BEST, logits.shape[1]), dim=1).indices
+        rows[:, 2 : 2 + best.shape[1]] = best
+        found.append(rows)
+        done += len(images)
+        if progress is not None:
+            progress(done)
+    return found
+
+
+def summary(rows: Tensor) -> Evaluation:
+    """The numbers of all rows (images, 7) together. Raises ValueError when there are none."""
+    if not len(rows):
+        raise ValueError("there are no images to evaluate on")
+    labels, same, best = rows[:, 0], rows[:, 1], rows[:, 2:]
+    known = labels >= 0
+    hits = (best == labels[:, None])[known]
+    labelled = int(known.sum())
+    return Evaluation(
+        images=len(rows),
+        labelled=labelled,
+        top1=float(hits[:, 0].double().mean() * 100) if labelled else None,
+        top5=float(hits.any(1).double().mean() * 100) if labelled else None,
+        agreement=float(same.double().mean() * 100) if same[0] >= 0 else None,
+        predictions=best[:, 0].numpy(),
+        labels=labels.numpy(),
+        correct=hits[:, 0].numpy(),
+    )
+
+
 def evaluate(
     model: nn.Module | qvit_runtime.Program,
     batches: Batches,
     reference: nn.Module | qvit_runtime.Program | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Run `model` over batches of (images, labels); a label of -1 means none.
+    """Run `model` over batches of (images, labels), in this process; a label of -1 means none.
 
     reference  model to compare predictions with
     progress   called with the number of images done
 
     Raises ValueError when there are no images, FloatingPointError when logits are not finite.
     """
-    classify = classifier_of(model)
-    compare = None if reference is None else classifier_of(reference)
-    top, labels, same, done = [], [], [], 0
-    for images, batch_labels in batches:
-        logits = classify(images)
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError(
-                f"the model gave NaN or infinite logits within images {done} to {done + len(images)}"
-            )
-        top.append(logits.topk(min(5, logits.shape[1]), dim=1).indices)
-        labels.append(batch_labels.cpu())
-        if compare is not None:
-            same.append(compare(images).argmax(1) == logits.argmax(1))
-        done += len(images)
-        if progress is not None:
-            progress(done)
-    if not done:
-        raise ValueError("there are no images to evaluate on")
-    classes, truth = torch.cat(top), torch.cat(labels)
-    known = truth >= 0
-    hits = (classes == truth[:, None])[known]
-    labelled = int(known.sum())
-    return Evaluation(
-        images=done,
-        labelled=labelled,
-        top1=float(hits[:, 0].double().mean() * 100) if labelled else None,
-        top5=float(hits.any(1).double().mean() * 100) if labelled else None,
-        agreement=float(torch.cat(same).double().mean() * 100) if same else None,
-        predictions=classes[:, 0].numpy(),
-        labels=truth.numpy(),
-        correct=hits[:, 0].numpy(),
-    )
+    return summary(torch.cat([NO_ROWS, *outcome_rows(model, batches, reference, progress)]))

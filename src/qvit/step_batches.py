@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from .data import DataError, EpochOrder, SeededStream, epoch_batches
 from .seeds import seed_of
@@ -73,3 +74,15 @@ def batches_in_epoch(train: Any, order: EpochOrder | SeededStream | None) -> int
             "the training loader has no length, so an epoch has no end: give its data set a __len__, or pass "
             "open_data(...).order"
         ) from error
+
+
+def check_divides(train: DataLoader, order: EpochOrder | SeededStream | None, processes: int) -> None:
+    """Raise ValueError when a batch cannot be shared out in equal parts, of which the mean is the mean of the batch."""
+    size = order.batch_size if isinstance(order, EpochOrder) else getattr(train, "batch_size", None)
+    if size is not None and size % processes:
+        below = size - size % processes
+        allowed = " or ".join(str(n) for n in (below, below + processes) if n)
+        raise ValueError(
+            f"a batch of {size} images does not divide among {processes} processes, which train on equal parts of it; set "
+            f"data.batch_size to {allowed}, or start another number of processes"
+        )

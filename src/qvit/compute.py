@@ -1,0 +1,48 @@
+"""How a training step is computed: choices of `FitConfig` that trade time, memory and rounding, and not what is learned.
+
+    precision = "bf16"            autocast around the forward pass of the network: matrix products and convolutions in bfloat16.
+                                  Quantizers take float32 and compute in it, so grids and codes are those of float32
+    compile = true                torch.compile of the network. Steps with a probe run uncompiled: compiled code does not see
+                                  the hooks that come and go around it. Same function, other rounding, other draws of dropout
+    checkpoint_activations = true timm's own: each block keeps its input alone and runs a second time in the backward pass.
+                                  Same numbers bit for bit, about a third more time, a fraction of the memory
+
+A method says whether it goes with them (`methods.Method`), a recipe that asks for more is refused when it is read, and
+`check_compute` refuses what only a caller of `fit` can ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from .fit_config import FitConfig
+
+
+def check_compute(config: FitConfig, model: nn.Module, hooked: bool) -> None:
+    """Raise ValueError, before training, for a choice that this model or its guide does not go with.
+
+    hooked  something watches the inside of the network in every step
+    """
+    if config.compile and hooked:
+        raise ValueError(
+            "fit.compile does not go with a guide or with fit.features: compiled code does not see their hooks inside the "
+            "network; set fit.compile = false"
+        )
+    if config.checkpoint_activations and not hasattr(model, "set_grad_checkpointing"):
+        raise ValueError(
+            f"fit.checkpoint_activations is set, but {type(model).__name__} has no set_grad_checkpointing, as timm's models "
+            "have; set it to false"
+        )
+
+
+@contextmanager
+def activations_recomputed(model: nn.Module) -> Iterator[None]:
+    """Inside, the blocks of a timm model, quantized or not, keep their inputs and recompute the rest."""
+    model.set_grad_checkpointing(True)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_grad_checkpointing(False)  # type: ignore[operator]
