@@ -23,6 +23,7 @@ from qvit.fit import fit
 from qvit.fit_config import FitConfig
 from qvit.quantizer import UncalibratedError, named_quantizers
 from qvit.runs import Run
+from qvit.training_log import SCALES_EVERY
 from toy_models import uniform, vit
 from toy_training import BATCH, QUICK, same_state, three_bits, toy_data, toy_model, toy_run
 
@@ -227,6 +228,16 @@ def test_metrics(tmp_path: Path) -> None:
         assert 0 < record["loss"] < 20
     assert steps[2]["epoch"] == 0.5
     assert steps[2]["gbitops"] <= three_bits().limit
+
+
+def test_scales_are_logged_now_and_then(tmp_path: Path) -> None:
+    model, result = toy_run(FitConfig(epochs=5 / 6, log_every=1, allocation=Lagrangian(every=1, warm_up=2)), tmp_path)
+    records = Run(tmp_path).read("scales.jsonl")
+    assert result.steps == SCALES_EVERY
+    assert [r["step"] for r in records] == [SCALES_EVERY]
+    for name, quantizer in named_quantizers(model).items():
+        expected = quantizer.scale_at(quantizer.bit_width).log2().tolist()
+        assert records[0]["log2_scale"][name] == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_view_hears_of_every_line(tmp_path: Path) -> None:

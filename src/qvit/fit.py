@@ -242,6 +242,7 @@ class _Trainer:
             self.log.progress.images += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
             learned = self.raw if self.bits is not None else None
             self.log.step(step, record, self.optimizer.param_groups[0]["lr"], learned)
+            self.log.scales(step, self.raw)
             if self.run is not None and (self.stopping or self._checkpoints(step)):
                 self._save(self.run, step)
             if self._evaluates(step):

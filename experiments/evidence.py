@@ -1,0 +1,99 @@
+"""Evidence: learned head-wise bits against uniform bits at the same cost, on real images. One command, every row.
+
+    python experiments/evidence.py                  # train what is missing, in the order of evidence_rows.py
+    python experiments/evidence.py --only headwise_3bit --seeds 0 1
+    python experiments/evidence.py --tables         # docs/evidence.md from the result files alone
+
+A row takes about 40 minutes of one core; it is resumed where it was killed, and a finished one is not trained again. What is
+kept of a row, in experiments/results/evidence/NAME_sSEED:
+
+    result.json      as `qvit run` wrote it, and `correct`: the outcome of every validation image, one bit each, as hexadecimal
+    model.qvit       the frozen program, so that anyone can measure it (`qvit eval`)
+    bits.jsonl, scales.jsonl, metrics.jsonl      of the rows named in TRAJECTORIES: how bits and scales moved
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evidence_report import write_document
+from evidence_rows import ROWS, SHARED, Row
+from qvit.data import open_eval
+from qvit.evaluate import evaluate
+from qvit.finished import load_exact, read_recipe
+from qvit.outcome import load_predictions
+from qvit.pipeline import run_recipe
+from qvit.recipe import FLOAT, load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, KEPT = ROOT / "runs" / "evidence", ROOT / "experiments" / "results" / "evidence"
+TRAJECTORIES = {"headwise_3bit_s0", "single_scale_s0", "published_s0", "late_lock_s0"}
+LOGS = ("bits.jsonl", "scales.jsonl", "metrics.jsonl")
+
+
+def train(row: Row, name: str, seed: int) -> None:
+    """Train (or continue, or recognise) one run and keep its results."""
+    if (KEPT / name / "result.json").exists():
+        return
+    settings = [*SHARED, *row.settings, f"seed={seed}"]
+    print(f"{name}: {row.recipe}.toml {' '.join(settings)}", flush=True)
+    recipe = load_recipe(ROOT / "recipes" / "cifar10" / f"{row.recipe}.toml", settings)
+    result = run_recipe(recipe, RUNS / name, resume=True, show_placement=False)
+    keep(name, result, outcomes(RUNS / name))
+    print(f"{name}: top-1 {result['top1']:.2f} %", flush=True)
+
+
+def outcomes(run: Path) -> np.ndarray:
+    """Whether each validation image is right, bool (images,): of the frozen program, or of the float model."""
+    recipe = read_recipe(run)
+    if recipe.method == FLOAT:
+        return evaluate(load_exact(run), open_eval(recipe.data)).correct
+    predictions = load_predictions(run)
+    return predictions["program"] == predictions["labels"]
+
+
+def keep(name: str, result: dict[str, Any], correct: np.ndarray) -> None:
+    """Copy what the repository keeps of a run; result.json comes last, since it marks the row as done."""
+    folder = KEPT / name
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [result["artifact"]] if result["artifact"] else []
+    for file in [*files, *(LOGS if name in TRAJECTORIES else ())]:
+        shutil.copyfile(RUNS / name / file, folder / file)
+    record = {**result, "correct": np.packbits(correct).tobytes().hex()}
+    (folder / "result.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def chosen(only: list[str] | None, seeds: list[int] | None) -> Iterator[tuple[Row, str, int]]:
+    """The runs that are wanted: of every row the first seed, then of every row the second, ..."""
+    rows = [row for row in ROWS if only is None or row.name in only]
+    for round_ in range(max(row.seeds for row in rows)):
+        for row in rows:
+            for name, seed in row.runs[round_ : round_ + 1]:
+                if seeds is None or seed in seeds:
+                    yield row, name, seed
+
+
+def main() -> None:
+    names = [row.name for row in ROWS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=f"of {', '.join(names)}")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds")
+    parser.add_argument("--tables", action="store_true", help="train nothing, write docs/evidence.md")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)  # settings of rows name files from here
+    if not arguments.tables:
+        for row, name, seed in chosen(arguments.only, arguments.seeds):
+            train(row, name, seed)
+    write_document(KEPT, ROOT / "docs" / "evidence.md")
+
+
+if __name__ == "__main__":
+    main()

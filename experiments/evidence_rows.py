@@ -1,0 +1,110 @@
+"""The rows of the evidence: every training run that docs/evidence.md stands on, most telling first.
+
+One row is one recipe of recipes/cifar10 with `SHARED` settings and its own, trained once per seed. All rows of a model start
+from the same float weights and see the same 450,000 images (10 epochs of 45,000) in the order of their seed, with the same
+optimizer, learning rate, augmentation and labels, and no teacher. What differs is which bits a row has, and nothing else;
+`float` is the same start trained on with the same images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SHARED = ("fit.precision=bf16",)
+"""bfloat16 products are what makes a row 40 minutes on one core; quantizers compute in float32 all the same."""
+
+LEARNED = ("fit.lock_at=0.1",)
+"""Of every row that learns bits: chosen on seed 0 of the 3-bit budget, see experiments/LOG.md."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    name      of its directories: NAME_s0, NAME_s1, ...
+    model     rows of one model are compared
+    budget    rows of one budget are compared; "float" has none
+    title     as the table calls it
+    recipe    file in recipes/cifar10
+    settings  KEY=VALUE beyond SHARED
+    seeds     how many
+    ablation  what is taken away from head-wise learned bits; "" for a row of the main table
+    """
+
+    name: str
+    model: str
+    budget: str
+    title: str
+    recipe: str
+    settings: tuple[str, ...] = ()
+    seeds: int = 3
+    ablation: str = ""
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """(directory name, seed) of each run."""
+        return [(f"{self.name}_s{seed}", seed) for seed in range(self.seeds)]
+
+
+DEIT, SWIN = "micro DeiT", "micro Swin"
+UNIFORM, LAYERS, HEADS = "uniform LSQ", "learned, layer-wise", "learned, head-wise"
+_WITHOUT = "head-wise without "
+
+ROWS = (
+    Row("uniform_w3a3", DEIT, "3 bits", UNIFORM, "uniform_w3a3", seeds=5),
+    Row("headwise_3bit", DEIT, "3 bits", HEADS, "headwise_3bit", LEARNED, seeds=5),
+    Row("float", DEIT, "float", "float, fine-tuned", "float", seeds=5),
+    Row("uniform_w2a3", DEIT, "W2A3", "uniform W2A3", "uniform_w2a3"),
+    Row("uniform_w3a2", DEIT, "W2A3", "uniform W3A2", "uniform_w3a2"),
+    Row("headwise_w2a3", DEIT, "W2A3", HEADS, "headwise_w2a3", LEARNED),
+    Row("swin_uniform_w3a3", SWIN, "3 bits", UNIFORM, "swin_uniform_w3a3"),
+    Row("swin_headwise_3bit", SWIN, "3 bits", HEADS, "swin_headwise_3bit", LEARNED),
+    Row("uniform_w4a4", DEIT, "4 bits", UNIFORM, "uniform_w4a4"),
+    Row("headwise_4bit", DEIT, "4 bits", HEADS, "headwise_4bit", LEARNED),
+    Row("layerwise_3bit", DEIT, "3 bits", LAYERS, "layerwise_3bit", LEARNED),
+    Row("layerwise_w2a3", DEIT, "W2A3", LAYERS, "layerwise_w2a3", LEARNED),
+    Row("layerwise_4bit", DEIT, "4 bits", LAYERS, "layerwise_4bit", LEARNED),
+    Row(
+        *("swin_float", SWIN, "float", "float, fine-tuned", "swin_float"),
+        (
+            "model.checkpoint=experiments/results/swin_float/model.safetensors",
+            *("fit.epochs=10", "fit.learning_rate=5e-4", "fit.warmup_epochs=0"),
+        ),
+    ),
+    Row(
+        *("single_scale", DEIT, "3 bits", _WITHOUT + "the switchable scale", "headwise_3bit"),
+        (*LEARNED, 'quantize.scale={kind="SingleScale"}'),
+        seeds=1,
+        ablation="one scale for all bit-widths of a group",
+    ),
+    Row(
+        *("shared_bank", DEIT, "3 bits", _WITHOUT + "a bank per head", "headwise_3bit"),
+        (*LEARNED, 'quantize.scale={kind="SharedScale"}'),
+        seeds=1,
+        ablation="the heads share one bank, as in the authors' code",
+    ),
+    Row(
+        *("published", DEIT, "3 bits", _WITHOUT + "the multiplier", "headwise_3bit"),
+        ('fit.allocation={kind="Published"}',),
+        seeds=1,
+        ablation="bits in AdamW with the published penalty, locked at 60 %",
+    ),
+    Row(
+        *("published_rate", DEIT, "3 bits", _WITHOUT + "a rate of their own", "headwise_3bit"),
+        ('fit.allocation={kind="Published", learning_rate=5e-4}',),
+        seeds=1,
+        ablation="the same with the weights' learning rate for the bits",
+    ),
+    Row(
+        *("no_refill", DEIT, "3 bits", _WITHOUT + "the refill", "headwise_3bit"),
+        (*LEARNED, "fit.refill=false"),
+        seeds=1,
+        ablation="the lock only lowers bits",
+    ),
+    Row(
+        *("late_lock", DEIT, "3 bits", _WITHOUT + "the early lock", "headwise_3bit"),
+        ("fit.lock_at=0.6",),
+        seeds=1,
+        ablation="bits move for 60 % of the steps",
+    ),
+)

@@ -1,0 +1,60 @@
+"""How sure a difference between two rows is: over seeds, and over images.
+
+Two things could make a difference luck. Another seed: rows are paired by it (the same images in the same order), and with S
+differences d_s the 95 % interval is Student's,
+
+    mean(d) +- t(S - 1) std(d) / sqrt(S)
+
+Other images: the outcome of an image is its mean over the seeds, and the differences of paired outcomes over N images give
+
+    mean(d) +- 1.96 std(d) / sqrt(N)
+
+A difference counts as shown when neither interval includes zero. With one seed there is only the second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
+Z95 = 1.96
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Percentage points: the mean, and half the 95 % interval over seeds (None: one seed) and over images."""
+
+    mean: float
+    over_seeds: float | None
+    over_images: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Neither interval includes zero."""
+        return abs(self.mean) > max(self.over_images, self.over_seeds or 0.0)
+
+    @property
+    def is_below(self) -> bool:
+        """Shown to be negative."""
+        return self.is_shown and self.mean < 0
+
+    def __str__(self) -> str:
+        seeds = "" if self.over_seeds is None else f" ± {self.over_seeds:.2f} (seeds)"
+        return f"{self.mean:+.2f}{seeds} ± {self.over_images:.2f} (images)"
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """By how much `first` is better than `second`: outcomes (seeds, images), bool, of the same seeds and images.
+
+    Raises ValueError for other shapes.
+    """
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"outcomes have the shapes {first.shape} and {second.shape}; give two of (seeds, images)")
+    points = 100.0 * (first.astype(np.float64) - second.astype(np.float64))
+    seeds, images = points.shape
+    by_seed, by_image = points.mean(1), points.mean(0)
+    over_seeds = None if seeds == 1 else float(T95[seeds - 2] * by_seed.std(ddof=1) / np.sqrt(seeds))
+    return Difference(float(points.mean()), over_seeds, float(Z95 * by_image.std(ddof=1) / np.sqrt(images)))
