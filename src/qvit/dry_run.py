@@ -9,53 +9,21 @@ data fails here.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 import qvit_runtime
 
 from .budget import check_budget, reachable
 from .fit import fit
+from .generated_images import generated_images
 from .init_bits import apply_init_bits
 from .methods import METHODS
 from .pipeline import open_recipe, preprocess_of
 from .recipe import FLOAT, Recipe
 
 BATCH = 4  # images per step; recipes ask for hundreds
-
-
-@contextmanager
-def tiny_folder(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe with a folder of a few random images in the place of its data, and without weights to load."""
-    with tempfile.TemporaryDirectory() as folder:
-        generator = np.random.default_rng(0)
-        for split in ("train", "validation"):
-            for label in ("a", "b"):
-                target = Path(folder, split, label)
-                target.mkdir(parents=True)
-                for number in range(2 * BATCH):
-                    pixels = generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(target / f"{number}.png")
-        data = dataclasses.replace(
-            recipe.data,
-            dataset="folder",
-            root=folder,
-            train_split="train",
-            eval_split="validation",
-            class_map="",
-            batch_size=BATCH,
-            eval_batch_size=BATCH,
-            workers=0,
-            cache_decoded=False,
-        )
-        model = dataclasses.replace(recipe.model, pretrained=False, checkpoint="")
-        yield dataclasses.replace(recipe, data=data, model=model)
+IMAGE_SIZE = (48, 40)
 
 
 def dry_run(recipe: Recipe, steps: int = 2) -> list[str]:
@@ -63,8 +31,9 @@ def dry_run(recipe: Recipe, steps: int = 2) -> list[str]:
 
     Returns lines that say what was checked. Raises what the real run would raise.
     """
-    with tiny_folder(recipe) as small:
-        return list(_dry(small, steps))
+    with generated_images(recipe, 4 * BATCH, 4 * BATCH, IMAGE_SIZE) as small:
+        data = dataclasses.replace(small.data, batch_size=BATCH, eval_batch_size=BATCH, workers=0, cache_decoded=False)
+        return list(_dry(dataclasses.replace(small, data=data), steps))
 
 
 def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
