@@ -6,6 +6,7 @@ qvit compare RECIPE...               methods in one table, with paired intervals
 qvit analyze MODEL                   what breaks under quantization, and a start for learned bits
 qvit report RUN... -o report.html    runs as one page
 qvit eval WHAT [--data DIR]          a run directory, a .qvit artifact, a recipe (its float model) or a timm model name
+qvit export MODEL.qvit -o MODEL.onnx    for ONNX Runtime and OpenVINO
 qvit cost MODEL --weight-bits 4 --activation-bits 4
 """
 
@@ -21,6 +22,7 @@ from .cli_analyze import add_analyze
 from .cli_compare import add_compare
 from .cli_cost import add_cost
 from .cli_eval import add_eval
+from .cli_export import add_export
 from .cli_output import write_json
 from .cli_ptq import add_ptq
 from .cli_report import add_parser as add_report
@@ -84,6 +86,6 @@ def _resuming(argv: Sequence[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qvit", description="Learn how many bits a Vision Transformer needs.")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for add in (add_run, add_ptq, add_compare, add_analyze, add_report, add_eval, add_cost):
+    for add in (add_run, add_ptq, add_compare, add_analyze, add_report, add_eval, add_export, add_cost):
         add(verbs).add_argument("--json", metavar="FILE", help="write the result as JSON, - for standard output")
     return parser

@@ -1,0 +1,47 @@
+"""The two runtimes behind one signature: the bytes of a model in, a function from images to outputs by name out.
+
+Both are asked for what keeps the answer that of the Program. ONNX Runtime needs nothing said. OpenVINO needs float32: on a
+processor with bfloat16 instructions it otherwise runs the float ops in bfloat16, unasked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..data_sources import require
+from .translate import INPUT
+
+Session = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def onnxruntime_session(model: bytes, threads: int = 1, optimized: bool = True) -> Session:
+    """ONNX Runtime on the CPU, as it comes; `optimized=False` runs the nodes as they stand in the file."""
+    require("onnxruntime", "running a model in ONNX Runtime", "bench")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {INPUT: images}), strict=True))
+
+
+def openvino_session(model: bytes, threads: int = 1) -> Session:
+    """OpenVINO on the CPU, float32 where nothing is quantized."""
+    require("openvino", "running a model in OpenVINO", "bench")
+    import openvino
+
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(core.read_model(model), "CPU", hints)
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        results = compiled(images)
+        return {name: results[place].copy() for place, name in enumerate(names)}
+
+    return run
