@@ -12,7 +12,9 @@ import qvit_runtime.interpreter as interpreter
 from qvit.budget import Budget
 from qvit.convert import quantize
 from qvit.cost import cost
-from qvit.freeze import FreezeError, default_preprocess, folded_bias, freeze, integer_weight
+from qvit.emitter import FreezeError
+from qvit.freeze import default_preprocess, freeze
+from qvit.integer_layers import folded_bias, integer_weight
 from qvit.quantizer import UncalibratedError, named_quantizers
 from qvit.spec import Spec
 from qvit_runtime import program as p

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import qvit_runtime
+from qvit.emitter import FreezeError
 from qvit.fit import fit
 from qvit.fit_config import FitConfig
-from qvit.freeze import FreezeError
 from qvit.methods import ivit
 from qvit.methods.ivit import IViT
 from qvit.methods.ivit_observation import Observation

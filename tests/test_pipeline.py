@@ -14,9 +14,9 @@ from qvit import pipeline
 from qvit.budget import Budget, BudgetError
 from qvit.cli import main
 from qvit.data import DataConfig, open_eval
+from qvit.emitter import FreezeError
 from qvit.evaluate import evaluate
 from qvit.finished import load, read_result
-from qvit.freeze import FreezeError
 from qvit.pipeline import run_recipe
 from qvit.quantizer import named_quantizers
 from qvit.recipe import RecipeError, load_recipe, recipe_from_values

@@ -84,7 +84,7 @@ def test_dry_run_needs_neither_data_nor_weights() -> None:
 
 def test_dry_run_fails_where_the_run_would() -> None:
     from qvit.budget import Budget
-    from qvit.freeze import FreezeError
+    from qvit.emitter import FreezeError
 
     with pytest.raises(BudgetError, match="cannot be met"):
         dry_run(small(budget=Budget(gbitops=1e-9)))

@@ -10,7 +10,8 @@ import qvit_runtime
 from qvit.calibrate import calibrate as calibrate_quantizers
 from qvit.calibrate import float_forward
 from qvit.exact import in_float64
-from qvit.freeze import freeze, integer_weight
+from qvit.freeze import freeze
+from qvit.integer_layers import integer_weight
 from qvit.methods.qvit_irm import QViTIRM, calibrate, placement, quantize
 from qvit.methods.qvit_irm_guide import head_statistics, heads_of
 from qvit.quantizer import Quantizer

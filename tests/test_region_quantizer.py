@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvit.freeze import regions_grid
+from qvit.integer_layers import regions_grid
 from qvit.quantizer import UncalibratedError
 from qvit.region_quantizer import GELU_DEPTH, RegionQuantizer
 from qvit_runtime import program as p

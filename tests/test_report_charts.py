@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 import torch
 
 import qvit_runtime
-from qvit.freeze import integer_weight
+from qvit.grid_histogram import codes_per_bar
+from qvit.integer_layers import integer_weight
 from toy_models import calibrated, uniform, vit
 from toy_programs import vit_program
 
 pytest.importorskip("altair")
 from qvit.report.artifact import read_artifact
 from qvit.report.banks import read_banks
+from qvit.report.chart_grids import grids
 from qvit.report.chart_paths import looks, paths
 from qvit.report.chart_training import training
 from qvit.report.picture import Cast, Table, digits, domain
@@ -74,11 +77,12 @@ def test_histograms_count_every_weight(tmp_path: Path) -> None:
     for histogram in artifact.histograms:
         weight = program.weights[histogram.tensor]
         assert len(histogram.codes) == min(2**histogram.bits, 64)
-        assert sum(share for _, share in histogram.codes) * histogram.merged == pytest.approx(100)
+        merged = codes_per_bar(histogram.bits)
+        assert sum(histogram.codes) * merged == pytest.approx(100)
         if histogram.groups == 1:
-            middle, share = max(histogram.codes, key=lambda bar: bar[1])
-            inside = np.abs(weight.codes - middle) < histogram.merged / 2
-            assert share * histogram.merged == pytest.approx(inside.mean() * 100)
+            highest = int(np.argmax(histogram.codes))
+            inside = (weight.codes - histogram.qmin) // merged == highest
+            assert histogram.codes[highest] * merged == pytest.approx(inside.mean() * 100)
     rows = [h for h in artifact.histograms if h.tensor == "blocks.0.attn.qkv.weight"]
     assert [h.bits for h in rows] == program.weights[rows[0].tensor].bits.ravel().tolist()
     for found in artifact.ranges:
@@ -100,18 +104,32 @@ def test_float_weights_are_shown_where_the_codes_are_theirs(tmp_path: Path) -> N
     for values, drawn in ((own, True), (torch.randn(own.shape), False), (None, False)):
         tensors = {} if values is None else {name: values}
         found = [h for h in read_artifact(tmp_path / "model.qvit", tensors).histograms if h.tensor == name]  # type: ignore[arg-type]
-        assert all(bool(h.values) == drawn for h in found)
-    area = sum(
-        (high - low) * share
-        for low, high, share in next(
-            iter(
-                h
-                for h in read_artifact(tmp_path / "model.qvit", {name: own}).histograms
-                if h.tensor == name  # type: ignore[dict-item]
-            )
-        ).values
-    )
-    assert area == pytest.approx(100)
+        assert all((h.values is not None) == drawn for h in found)
+        if drawn:
+            bins = found[0].values
+            assert bins is not None
+            assert sum(bins.shares) * bins.width == pytest.approx(100)
+            steps = own.numpy() / weight.scale
+            assert (bins.low, bins.low + len(bins.shares) * bins.width) == pytest.approx((steps.min(), steps.max()))
+
+
+def test_activations_are_drawn_as_the_file_has_them(tmp_path: Path) -> None:
+    run = read_run("run", write_run(tmp_path / "run"))
+    picture = next(picture for picture in grids(run, "run0") if picture.key == "run0-activations")
+    table = picture.tables["groups"]
+    tensors = json.loads((run.path / "activations.json").read_text())["tensors"]
+    expected = [(name, tensor["signed"], group) for name, tensor in tensors.items() for group in tensor["groups"]]
+    for row, (name, signed, group) in zip(table.records(), expected, strict=True):
+        merged = codes_per_bar(group["bits"])
+        assert row["tensor"] == name
+        assert row["first"] == (-(2 ** (group["bits"] - 1)) if signed else 0) + (merged - 1) / 2
+        assert row["codes"] == pytest.approx(group["codes"], rel=6e-3)
+        assert (row["low"], row["width"]) == (group["low"], group["width"])
+        assert row["values"] == pytest.approx(group["values"], rel=6e-3)
+        assert f"{group['bits']} bits, {sum(group['clipped']):.2f} % clipped" in str(row["label"])
+    assert "of 2 training images" in picture.caption
+    panels = {(row["tensor"], row["label"]) for row in table.records()}
+    assert len(panels) == len(expected)  # a label is a panel: no two groups of a tensor share one
 
 
 def test_banks_know_the_bits_of_their_slots() -> None:

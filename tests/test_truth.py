@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import qvit_runtime.interpreter as interpreter
-from qvit.freeze import activation_grid, freeze, integer_weight
+from qvit.freeze import freeze
+from qvit.integer_layers import activation_grid, integer_weight
 from qvit.layers import QuantConv2d, QuantLinear
 from qvit.quantizer import named_quantizers
 from qvit_runtime import integer

@@ -5,6 +5,7 @@
     qvit.calibrate(qmodel, train_loader)
     qvit.fit(qmodel, train_loader, budget=qvit.Budget(gbitops=12.883))
     qvit_runtime.save(qvit.freeze(qmodel), "deit_tiny.qvit")
+    qvit.export_onnx(qvit.freeze(qmodel), "deit_tiny.onnx")
 
 The other methods have the same verbs on their own options, in a file each:
 
@@ -13,6 +14,8 @@ The other methods have the same verbs on their own options, in a file each:
 Some verbs share their name with the file that holds them (`fit` is in `fit.py`). Inside the package the name is the module,
 from outside it is the verb: the imports below bind it last.
 """
+
+from typing import TYPE_CHECKING
 
 from . import methods as methods
 from .allocate import Lagrangian as Lagrangian
@@ -30,12 +33,12 @@ from .data import DataConfig as DataConfig
 from .data import DataError as DataError
 from .data import open_data as open_data
 from .data import resolve_data as resolve_data
+from .emitter import FreezeError as FreezeError
 from .evaluate import evaluate as evaluate
 from .feature_distill import FeatureDistillation as FeatureDistillation
 from .finished import load as load
 from .fit import fit as fit
 from .fit_config import FitConfig as FitConfig
-from .freeze import FreezeError as FreezeError
 from .freeze import freeze as freeze
 from .init_bits import apply_init_bits as apply_init_bits
 from .interruption import InterruptionError as InterruptionError
@@ -68,3 +71,15 @@ from .spec import Spec as Spec
 from .spec import SwitchableScale as SwitchableScale
 from .storage import StorageError as StorageError
 from .support import UnsupportedModelError as UnsupportedModelError
+
+if TYPE_CHECKING:
+    from .onnx_export import export_onnx as export_onnx
+
+
+def __getattr__(name: str) -> object:
+    """export_onnx, which needs the extra `onnx`, is imported when it is asked for."""
+    if name == "export_onnx":
+        from .onnx_export import export_onnx
+
+        return export_onnx
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

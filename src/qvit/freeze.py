@@ -1,15 +1,7 @@
 """freeze(): a trained quantized module in, a Program of integers out. Bits are read, never changed.
 
-`Emitter` holds the growing program: `emit` appends an op together with the buffer that it writes. The helpers below it
-translate one quantized layer each; `freeze_vit` and `freeze_swin` walk the two families. Three things are decided here:
-
-  Offsets fold into biases. x = s c + o gives W x = s W c + o (row sums of W), so a backend multiplies codes only and an
-  offset need not be a multiple of its scale.
-
-  q, k and v are quantized after the heads are split, (H, N, d) with groups on the first axis; the attention output is
-  quantized as (H, N, d) too and only then merged, so that no backend meets a group on the last axis of a 4-D tensor.
-
-  Prefix tokens (class, distillation, registers) are constants: their position embedding is added here.
+`freeze_vit` and `freeze_swin` walk the two families; `emitter` translates the layers they meet, `integer_layers` makes the
+integers. Prefix tokens (class, distillation, registers) are constants: their position embedding is added here.
 """
 
 from __future__ import annotations
@@ -18,24 +10,17 @@ import numpy as np
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock
-from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 import qvit_runtime.program as p
-from qvit_runtime.integer_ops import Dequantize, QuantizeRegions
 
 from .attention import QuantAttention, QuantWindowAttention
 from .budget import Budget
 from .cost import bits_in_force, costs
-from .fake_quantize import code_range, grouped
-from .layers import QuantConv2d, QuantLinear
-from .quantizer import Quantizer, named_quantizers, require_calibrated
-from .rectify import RectifiedLinear
-from .region_quantizer import RegionQuantizer
-
-
-class FreezeError(ValueError):
-    """The module cannot become a Program as it stands; the text says what to do."""
+from .emitter import Emitter, FreezeError
+from .layers import QuantConv2d
+from .quantizer import require_calibrated
 
 
 @torch.no_grad()
@@ -94,194 +79,6 @@ def default_preprocess(image: tuple[int, ...]) -> p.Preprocess:
             "mean and std"
         )
     return p.Preprocess(size=(height, width))
-
-
-def _numpy(t: Tensor) -> np.ndarray:
-    return t.detach().float().cpu().numpy().copy()  # a program shares no memory with the module: training may go on
-
-
-class Emitter:
-    """A program under construction."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.names = {module: name for name, module in model.named_modules()}
-        self.tensor_names = {quantizer: name for name, quantizer in named_quantizers(model).items()}
-        self.ops: list[p.Op] = []
-        self.buffers: dict[str, p.Buffer] = {}
-        self.weights: dict[str, p.Weight] = {}
-        self.constants: dict[str, np.ndarray] = {}
-        self.integers: dict[str, np.ndarray] = {}
-
-    def emit(self, op: p.Op, shape: tuple[int, ...], grid: p.Grid | None = None) -> str:
-        """Append an op and the buffer it writes; returns the buffer's name."""
-        self.ops.append(op)
-        self.buffers[op.output] = p.Buffer(op.output, shape, grid)
-        return op.output
-
-    def shape(self, buffer: str) -> tuple[int, ...]:
-        """Shape of a buffer, without the batch axis."""
-        return self.buffers[buffer].shape
-
-    def constant(self, name: str, value: Tensor | np.ndarray) -> str:
-        """Store a float32 constant."""
-        self.constants[name] = _numpy(value) if isinstance(value, Tensor) else value.astype(np.float32)
-        return name
-
-    def integer(self, name: str, value: Tensor) -> str:
-        """Store an int32 array: whole numbers of any dtype below 2^31."""
-        self.integers[name] = value.detach().long().cpu().numpy().astype(np.int32)
-        return name
-
-    def values(self, source: str) -> str:
-        """The buffer itself where it holds values, else its codes as values."""
-        if self.buffers[source].grid is None:
-            return source
-        return self.emit(Dequantize(source, f"{source}.values"), self.shape(source))
-
-    def quantize(self, source: str, quantizer: Quantizer, axis: int = 0) -> str:
-        """values -> codes, groups on `axis` of the buffer; the buffer is called like the tensor."""
-        if isinstance(quantizer, RegionQuantizer):
-            *lead, width = self.shape(source)
-            regions = QuantizeRegions(source, self.tensor_names[quantizer])
-            return self.emit(regions, (*lead, 2 * width), regions_grid(quantizer, len(lead)))
-        grid = activation_grid(quantizer, axis)
-        return self.emit(p.Quantize(source, self.tensor_names[quantizer]), self.shape(source), grid)
-
-    def linear(self, codes: str, layer: QuantLinear | QuantConv2d) -> str:
-        """codes -> values through an integer weight; the input must be on the grid of the layer's input quantizer."""
-        name = self.names[layer]
-        weight = integer_weight(layer)
-        offset = folded_bias(layer, weight)
-        if isinstance(layer, RectifiedLinear):
-            weight, offset = layer.folded(weight, offset)
-        self.weights[f"{name}.weight"] = weight
-        bias = self.constant(f"{name}.bias", offset)
-        shape = (*self.shape(codes)[:-1], weight.codes.shape[0])
-        return self.emit(p.Linear(codes, f"{name}.output", f"{name}.weight", bias), shape)
-
-    def quantized_linear(self, source: str, layer: nn.Module) -> str:
-        """values -> values: Quantize, then Linear. Raises FreezeError for a layer that was kept float."""
-        if not isinstance(layer, QuantLinear):
-            raise FreezeError(
-                f"{self.names[layer]} was kept float; a Program has integer products only: quantize it, at 8 bits if need be"
-            )
-        return self.linear(self.quantize(source, layer.input_quantizer), layer)
-
-    def layer_norm(self, source: str, norm: nn.Module) -> str:
-        """LayerNorm, or nothing for an Identity."""
-        if isinstance(norm, nn.Identity):
-            return source
-        assert isinstance(norm, nn.LayerNorm)
-        name, width = self.names[norm], norm.normalized_shape[0]
-        weight = norm.weight if norm.weight is not None else torch.ones(width)
-        bias = norm.bias if norm.bias is not None else torch.zeros(width)
-        op = p.LayerNorm(
-            source,
-            f"{name}.output",
-            self.constant(f"{name}.weight", weight),
-            self.constant(f"{name}.bias", bias),
-            norm.eps,
-        )
-        return self.emit(op, self.shape(source))
-
-    def residual(self, stream: str, branch: str, scale: nn.Module | None, name: str) -> str:
-        """stream + LayerScale(branch)"""
-        if isinstance(scale, LayerScale):
-            gamma = self.constant(f"{self.names[scale]}.gamma", scale.gamma)
-            branch = self.emit(p.Multiply(branch, f"{self.names[scale]}.output", gamma), self.shape(branch))
-        return self.emit(p.Add(stream, branch, name), self.shape(stream))
-
-    def mlp(self, source: str, mlp: nn.Module) -> str:
-        """fc1, GELU, fc2"""
-        hidden = self.quantized_linear(source, mlp.fc1)  # type: ignore[arg-type]
-        active = self.emit(p.Gelu(hidden, f"{self.names[mlp]}.act.output"), self.shape(hidden))
-        return self.quantized_linear(active, mlp.fc2)  # type: ignore[arg-type]
-
-    def attention(self, codes: str, module: QuantAttention | QuantWindowAttention, mask: Tensor | None) -> str:
-        """codes (..., N, C) of the qkv input -> values (..., N, C)"""
-        name = self.names[module]
-        *lead, tokens, _ = self.shape(codes)
-        qkv = self.linear(codes, module.qkv)
-        per_head = (*lead, module.num_heads, tokens, module.head_dim)
-        parts = {}
-        for index, part in enumerate(("q", "k", "v")):
-            split = self.emit(p.SplitHeads(qkv, f"{name}.{part}.values", index, 3), per_head)
-            if isinstance(module, QuantAttention) and part != "v":
-                split = self.layer_norm(split, getattr(module, f"{part}_norm"))
-            parts[part] = self.quantize(split, getattr(module, f"{part}_quantizer"), len(lead))
-        mixed = self.attend(parts["q"], parts["k"], parts["v"], module, mask)
-        return self.linear(self._merge(mixed, module), module.proj)
-
-    def attend(self, q: str, k: str, v: str, module: QuantAttention | QuantWindowAttention, mask: Tensor | None) -> str:
-        """codes (..., H, N, d) -> values (..., H, N, d): both products, and the softmax between them"""
-        name, per_head = self.names[module], self.shape(v)
-        square = (*per_head[:-1], per_head[-2])
-        scores = self.emit(p.QueryKey(q, k, f"{name}.scores", float(module.scale)), square)
-        bias = masked = ""
-        if isinstance(module, QuantWindowAttention):
-            bias = self.constant(f"{name}.position_bias", module.position_bias())
-            masked = "" if mask is None else self.constant(f"{name}.mask", mask)
-        softmax = self.emit(p.Softmax(scores, f"{name}.softmax", bias, masked), square)
-        attention = self.quantize(softmax, module.attention_quantizer, len(per_head) - 3)
-        return self.emit(p.AttentionValue(attention, v, f"{name}.mixed"), per_head)
-
-    def _merge(self, mixed: str, module: QuantAttention | QuantWindowAttention) -> str:
-        *lead, heads, tokens, dim = self.shape(mixed)
-        quantizer = module.proj.input_quantizer
-        codes = self.emit(
-            p.Quantize(mixed, f"{self.tensor_names[quantizer]}.heads"),
-            self.shape(mixed),
-            activation_grid(quantizer, len(lead)),
-        )
-        merged = (*lead, tokens, heads * dim)
-        grid = activation_grid(quantizer, len(merged) - 1)
-        return self.emit(p.MergeHeads(codes, self.tensor_names[quantizer]), merged, grid)
-
-
-def activation_grid(quantizer: Quantizer, axis: int = 0) -> p.Grid:
-    """The grid in force; `axis` is where a buffer, which has no batch axis, has the groups (0 when there is one group)."""
-    scale = quantizer.scale_at(quantizer.bit_width)
-    offset = quantizer.offset_at(quantizer.bit_width)
-    bits = quantizer.per_scale(quantizer.bit_width).tolist()
-    offsets = np.zeros(len(bits), np.float32) if offset is None else _numpy(offset)
-    return p.Grid(tuple(bits), quantizer.signed, _numpy(scale), offsets, axis if len(bits) > 1 else 0)
-
-
-def regions_grid(quantizer: RegionQuantizer, axis: int) -> p.Grid:
-    """The grid of two-scaled codes: the low region, then the high one, along the last axis of the buffer."""
-    low = activation_grid(quantizer)
-    scale = np.concatenate([low.scale, np.ldexp(low.scale, int(quantizer.shift))])
-    offset = np.concatenate([low.offset, np.zeros(1, np.float32)])
-    return p.Grid((quantizer.magnitude_bits,) * 2, False, scale, offset, axis)
-
-
-def integer_weight(layer: QuantLinear | QuantConv2d) -> p.Weight:
-    """Codes, bits and scales of a layer's weight, flattened to (out, in)."""
-    quantizer = layer.weight_quantizer
-    scale, bits = quantizer.scale_at(quantizer.bit_width), quantizer.per_scale(quantizer.bit_width)
-    low, high = code_range(bits.float(), signed=True)
-    view = grouped(layer.weight.detach().float(), quantizer.scale_groups, quantizer.axis)
-    column = (1, -1, 1)
-    codes = torch.minimum(view / scale.view(column), high.view(column)).maximum(low.view(column)).round()
-    grid = (-1, 1) if quantizer.axis == 0 else (1, -1)
-    return p.Weight(
-        codes=codes.reshape(layer.weight.shape[0], -1).to(torch.int8).cpu().numpy(),
-        bits=bits.view(grid).cpu().numpy().astype(np.int64),
-        scale=_numpy(scale.view(grid)),
-    )
-
-
-def folded_bias(layer: QuantLinear | QuantConv2d, weight: p.Weight) -> np.ndarray:
-    """Bias plus the contribution of the input's offset, float32 (out,)."""
-    out_features = weight.codes.shape[0]
-    bias = np.zeros(out_features) if layer.bias is None else _numpy(layer.bias).astype(np.float64)
-    offset = activation_grid(layer.input_quantizer).offset
-    if offset.any():
-        sums = weight.codes.sum(1, dtype=np.int64) * np.repeat(
-            weight.scale[:, 0].astype(np.float64), out_features // weight.scale.shape[0]
-        )
-        bias = bias + float(offset[0]) * sums
-    return bias.astype(np.float32)
 
 
 def _patch_embed(emitter: Emitter, model: nn.Module, as_grid: bool) -> str:

@@ -18,7 +18,9 @@ from qvit_runtime.integer_ops import LogIntSoftmax as LogIntSoftmaxOp
 from qvit_runtime.integer_ops import ShiftAttentionValue
 
 from ..attention import QuantAttention, QuantWindowAttention
-from ..freeze import Emitter, activation_grid, assemble
+from ..emitter import Emitter
+from ..freeze import assemble
+from ..integer_layers import activation_grid
 from ..quantizer import Quantizer, require_calibrated
 from .fqvit_integer import SoftmaxNumbers
 from .fqvit_modules import IntegerLayerNorm, ShiftAttention, ShiftWindowAttention, score_codes
