@@ -10,17 +10,22 @@ in use, and must not see the images on which it will be judged. Which image come
 is `data_order`'s business; what a file becomes, `augment`'s; where files come from, `data_sources`'.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
 from qvit.augment import Transform, eval_transform, mixup_batch, train_transform
 from qvit.data_config import DataConfig, DataError, resolve_data
-from qvit.data_order import Batch, EpochOrder, SampleKey, SeededDataset, SeededStream, epoch_batches
+from qvit.data_order import Batch, EpochOrder, SampleKey, SeededDataset
+from qvit.data_shards import PREFIXES
+from qvit.data_skips import Skips, StandIns
 from qvit.data_sources import Source, UnlabelledFolder, decode, find_split_folder, limit, open_timm
-from qvit.data_streams import PREFIXES, images_of, open_eval_stream, open_training_streams, stream_loader
+from qvit.data_streams import SeededStream, StreamLoader, open_eval_stream, open_training_streams
 from qvit.digits import open_digits
+from qvit.interruption import shield_worker
 from qvit.seeds import seed_of
 
 __all__ = [
@@ -31,7 +36,9 @@ __all__ = [
     "SampleKey",
     "SeededDataset",
     "SeededStream",
+    "Skips",
     "Splits",
+    "StreamLoader",
     "UnlabelledFolder",
     "epoch_batches",
     "mixup_batch",
@@ -45,15 +52,16 @@ __all__ = [
 class Splits:
     """The three loaders of a data set. Batches are images (B, 3, H, W) float32 and labels (B,) int64, -1: no label."""
 
-    train: DataLoader
-    """Augmented training images, shuffled, whole batches only; iterate with `epoch_batches(loader, order, epoch)`."""
+    train: DataLoader | StreamLoader
+    """Augmented training images, shuffled, whole batches only; iterate with `epoch_batches(loader, order, epoch)`.
+    Accelerate shares the batches of a DataLoader among processes; a StreamLoader gives this process's slices already."""
     order: EpochOrder | SeededStream
     """Moves `train` to an epoch and a batch, also after `accelerator.prepare(train)`."""
     train_batches: int
     """Training batches in an epoch."""
-    calibration: DataLoader
+    calibration: DataLoader | StreamLoader
     """Training images through the evaluation transform, all of them, in one random order fixed by the seed."""
-    eval: DataLoader
+    eval: DataLoader | StreamLoader
     """Evaluation images in file order, all of them."""
     class_names: tuple[str, ...]
     """In label order; empty where the data set does not say."""
@@ -61,26 +69,38 @@ class Splits:
     """Images to train and calibrate on; 0 where a stream does not say."""
     eval_images: int
     """Images to evaluate on; 0 where a stream does not say."""
+    skips: Skips
+    """Training images that could not be read, as far as they were met."""
 
 
 def open_data(
-    config: DataConfig, seed: int, max_train_images: int | None = None, max_eval_images: int | None = None
+    config: DataConfig,
+    seed: int,
+    max_train_images: int | None = None,
+    max_eval_images: int | None = None,
+    skipped: Path | None = None,
 ) -> Splits:
     """Open the training and evaluation splits of a resolved config.
 
-    `max_train_images` and `max_eval_images` keep a fixed random choice, the same for every seed. For the streams
-    "wds/" and "hfids/" see `data_streams`: their order depends on the number of workers, and they resume by replay.
+    `max_train_images` and `max_eval_images` keep a fixed random choice, the same for every seed. `skipped` is the file
+    that names the training images that could not be read; by default a new one in the folder for temporary files. For
+    the streams "wds/" and "hfids/" see `data_streams`: their order depends on the number of workers, and they resume by
+    replay.
 
     Raises:
         DataError: blanks in the config, missing folder or split, no images, fewer images than a batch, class folders
-            of the two splits that differ, more classes than `num_classes`; while reading, an image that cannot be
-            decoded or a label out of range.
+            of the two splits that differ, more classes than `num_classes`; while reading, a label out of range, more
+            than `config.max_corrupt` training images that cannot be decoded, or one of the evaluation.
         ImportError: an optional package is missing; says what to install.
     """
+    skips = Skips(config.max_corrupt, skipped)
     if config.dataset.startswith(PREFIXES):
-        return _open_streams(config, seed, max_train_images, max_eval_images)
+        _refuse_limit(max_train_images)
+        _refuse_limit(max_eval_images)
+        return _open_streams(config, seed, skips)
     train, evaluation = _open_sources(config)
-    train, evaluation = _in_memory(limit(train, max_train_images), config), limit(evaluation, max_eval_images)
+    train, evaluation = limit(train, max_train_images), limit(evaluation, max_eval_images)
+    train = _in_memory(StandIns(train, skips), config)
     if len(train) < config.batch_size:
         raise DataError(
             f"{len(train)} training images do not fill one batch of {config.batch_size}; give a smaller batch_size"
@@ -97,17 +117,26 @@ def open_data(
         class_names=train.class_names,
         train_images=len(train),
         eval_images=len(evaluation),
+        skips=skips,
     )
 
 
-def open_eval(config: DataConfig, max_images: int | None = None) -> DataLoader:
+def epoch_batches(
+    loader: DataLoader | StreamLoader, order: EpochOrder | SeededStream, epoch: int, start: int = 0
+) -> Iterator[Batch]:
+    """The training batches of an epoch from number `start` on; `loader` may come from `accelerator.prepare`."""
+    order.seek(epoch, start)
+    return iter(loader)
+
+
+def open_eval(config: DataConfig, max_images: int | None = None) -> DataLoader | StreamLoader:
     """The evaluation loader alone, the same as `open_data(...).eval`: a training split need not exist.
 
     Folder classes are numbered by their own sorted names, or by `config.class_map`. Raises as `open_data` does.
     """
     if config.dataset.startswith(PREFIXES):
         _refuse_limit(max_images)
-        return stream_loader(open_eval_stream(config), config.eval_batch_size, config.workers, drop_last=False)
+        return open_eval_stream(config)
     return _eval_loader(limit(_open_source(config, config.eval_split), max_images), config)
 
 
@@ -122,6 +151,7 @@ def _loader(source: Source, transform: Transform, order: EpochOrder, config: Dat
         batch_sampler=order,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
+        worker_init_fn=shield_worker,
         # Without its own generator each iteration would draw from torch's global state, and so move dropout.
         generator=torch.Generator().manual_seed(seed_of("loader", order.seed)),
     )
@@ -163,21 +193,19 @@ def _open_sources(config: DataConfig) -> tuple[Source, Source]:
     return train, open_timm(config, config.eval_split, class_map)
 
 
-def _open_streams(config: DataConfig, seed: int, max_train_images: int | None, max_eval_images: int | None) -> Splits:
-    _refuse_limit(max_train_images)
-    _refuse_limit(max_eval_images)
-    train, calibration = open_training_streams(config, seed)
+def _open_streams(config: DataConfig, seed: int, skips: Skips) -> Splits:
+    train, calibration = open_training_streams(config, seed, skips)
     evaluation = open_eval_stream(config)
-    assert train.batches is not None
     return Splits(
-        train=stream_loader(train, config.batch_size, config.workers, drop_last=True),
-        order=train,
-        train_batches=train.batches,
-        calibration=stream_loader(calibration, config.eval_batch_size, config.workers, drop_last=False),
-        eval=stream_loader(evaluation, config.eval_batch_size, config.workers, drop_last=False),
+        train=train,
+        order=train.dataset,
+        train_batches=train.dataset.shards.images // config.batch_size,
+        calibration=calibration,
+        eval=evaluation,
         class_names=(),
-        train_images=images_of(train),
-        eval_images=images_of(evaluation),
+        train_images=train.dataset.shards.images,
+        eval_images=evaluation.dataset.shards.images,
+        skips=skips,
     )
 
 
