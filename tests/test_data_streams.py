@@ -1,112 +1,169 @@
-"""Webdataset shards and streamed parquet: they train, evaluate, and resume by replay."""
+"""Streams: every image once whatever the workers, the processes and the sizes of the shards; a resume replays."""
 
-import io
+from __future__ import annotations
+
 import json
-import tarfile
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 
-from qvit.data import DataConfig, DataError, epoch_batches, open_data, open_eval
+from qvit import data_streams
+from qvit.data import Batch, DataConfig, DataError, Splits, epoch_batches, open_data, open_eval
+from qvit.data_streams import Share, shuffled
+from toy_shards import CONFIG, greys, png, write_shards, write_tar
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a one-core machine
-    # webdataset leaves a shard open when its reader stops in the middle
-    pytest.mark.filterwarnings(r"ignore:unclosed file <_io.BufferedReader name='.*\.tar'>:ResourceWarning"),
 ]
-CONFIG = DataConfig(
-    dataset="wds/",
-    root="shards",
-    image_size=16,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    crop=1.0,
-    crop_mode="center",
-    interpolation="bilinear",
-    num_classes=3,
-    train_crop="pad",
-    color_jitter=0.5,
-    batch_size=4,
-    eval_batch_size=5,
-)
-
-
-def write_shard(path: Path, first: int, images: int) -> None:
-    """A tar of grey images `first` .. `first + images - 1`, label grey mod 3."""
-    with tarfile.open(path, "w") as tar:
-        for grey in range(first, first + images):
-            png = io.BytesIO()
-            Image.new("RGB", (16, 16), (grey,) * 3).save(png, "png")
-            for suffix, content in (("png", png.getvalue()), ("cls", str(grey % 3).encode())):
-                member = tarfile.TarInfo(f"{grey:04d}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> DataConfig:
-    """Two training shards of 10 images and one evaluation shard of 7, described by timm's _info.json."""
+    """Training shards of 7, 1 and 12 images (grey 0 to 19), evaluation shards of 4, 1 and 2 (100 to 106)."""
     pytest.importorskip("webdataset")
-    splits = {}
-    for split, shards, images in (("train", 2, 10), ("validation", 1, 7)):
-        names = [f"{split}-{shard}.tar" for shard in range(shards)]
-        for shard, name in enumerate(names):
-            write_shard(tmp_path / name, shard * images + (100 if split == "validation" else 0), images)
-        splits[split] = {
-            "name": split,
-            "filenames": names,
-            "shard_lengths": [images] * shards,
-            "num_samples": shards * images,
-        }
-    (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+    write_shards(tmp_path, "train", (7, 1, 12))
+    write_shards(tmp_path, "validation", (4, 1, 2), first=100)
     return replace(CONFIG, root=str(tmp_path))
 
 
-def greys(batches: object) -> list[int]:
-    values = torch.cat([images for images, _ in batches])  # type: ignore[attr-defined]
-    return [round(value) for value in ((values[:, 0, 8, 8] * 0.5 + 0.5) * 255).tolist()]
+def epoch_of(splits: Splits, epoch: int, start: int = 0) -> list[Batch]:
+    return list(epoch_batches(splits.train, splits.order, epoch, start))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_shards_train_calibrate_and_evaluate(config: DataConfig, workers: int) -> None:
-    splits = open_data(replace(config, workers=workers), seed=0)
+def as_process(monkeypatch: pytest.MonkeyPatch, index: int, processes: int) -> None:
+    monkeypatch.setattr(data_streams, "this_process", lambda: Share(index, processes))
+
+
+def test_sizes_and_labels(config: DataConfig) -> None:
+    splits = open_data(config, seed=0)
     assert (splits.train_images, splits.eval_images, splits.train_batches) == (20, 7, 5)
-    batches = list(epoch_batches(splits.train, splits.order, 0))
-    assert len(batches) == 5
-    assert batches[0][0].shape == (4, 3, 16, 16)
-    assert greys(splits.calibration) == list(range(20))
+    batches = epoch_of(splits, 0)
+    assert [images.shape for images, _ in batches] == [(4, 3, 16, 16)] * 5
+    assert torch.cat([labels for _, labels in batches]).tolist() == [grey % 3 for grey in greys(batches)]
+    assert greys(splits.calibration) == list(range(20)), "shard order"
+    assert [len(labels) for _, labels in splits.eval] == [5, 2]
     assert greys(splits.eval) == greys(open_eval(config)) == list(range(100, 107))
-    assert torch.cat([labels for _, labels in splits.eval]).tolist() == [grey % 3 for grey in range(100, 107)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_every_image_once(config: DataConfig, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an epoch, over one process or two together, and in an evaluation; shards divide unevenly among all of them."""
+    config = replace(config, workers=workers)
+    alone = open_data(config, seed=0)
+    whole = epoch_of(alone, 1)
+    assert sorted(greys(whole)) == list(range(20))
+    assert sorted(greys(alone.eval)) == list(range(100, 107))
+    slices = []
+    for index in range(2):
+        as_process(monkeypatch, index, 2)
+        slices.append(epoch_of(open_data(config, seed=0), 1))
+    assert [len(batches) for batches in slices] == [5, 5]
+    for batch, *parts in zip(whole, *slices, strict=True):
+        assert sorted(greys([batch])) == sorted(greys(parts)), "both together train on the batch of one"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resume_replays(config: DataConfig, workers: int) -> None:
-    config = replace(config, workers=workers)
+def test_a_number_that_does_not_divide(config: DataConfig, workers: int) -> None:
+    splits = open_data(replace(config, batch_size=6, workers=workers), seed=0)
+    seen = greys(epoch_of(splits, 0))
+    assert len(seen) == len(set(seen)) == 18, "3 batches of 6, nothing twice"
+
+
+def test_epochs_and_seeds_differ(config: DataConfig) -> None:
+    config = replace(config, train_crop="pad", color_jitter=0.5)
     splits = open_data(config, seed=0)
-    epochs = [list(epoch_batches(splits.train, splits.order, epoch)) for epoch in (0, 1)]
-    assert not torch.equal(epochs[0][0][0], epochs[1][0][0])
-    fresh = open_data(config, seed=0)
-    resumed = list(epoch_batches(fresh.train, fresh.order, 1, start=2))
-    assert len(resumed) == 3
-    for (left, left_labels), (right, right_labels) in zip(resumed, epochs[1][2:], strict=True):
+    orders = [greys(epoch_of(splits, epoch)) for epoch in (0, 1)] + [greys(epoch_of(open_data(config, seed=1), 0))]
+    assert len({tuple(order) for order in orders}) == 3
+    assert orders[0] == greys(epoch_of(splits, 0)), "an epoch can be had again"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [2, 5])
+def test_a_resume_replays(config: DataConfig, workers: int, start: int) -> None:
+    config = replace(config, workers=workers, train_crop="pad", color_jitter=0.5)
+    splits = open_data(config, seed=0)
+    epoch_of(splits, 0)
+    whole, resumed = epoch_of(splits, 1), epoch_of(open_data(config, seed=0), 1, start)
+    assert len(resumed) == 5 - start
+    for (left, left_labels), (right, right_labels) in zip(resumed, whole[start:], strict=True):
         assert torch.equal(left, right)
         assert torch.equal(left_labels, right_labels)
 
 
-def test_accelerate_prepares_a_stream(config: DataConfig) -> None:
-    splits, again = open_data(config, seed=0), open_data(config, seed=0)
-    loader = Accelerator(cpu=True).prepare(splits.train)
-    prepared = list(epoch_batches(loader, splits.order, 1))
-    plain = list(epoch_batches(again.train, again.order, 1))
-    assert all(torch.equal(left[0], right[0]) for left, right in zip(prepared, plain, strict=True))
+def test_a_replay_does_not_decode_what_nobody_sees(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = open_data(config, seed=0)
+    shards, decoded = splits.train.dataset.shards, []
+    decode = shards.decode
+    monkeypatch.setattr(shards, "decode", lambda sample: decoded.append(sample.row) or decode(sample))
+    epoch_of(splits, 0, start=3)
+    assert len(decoded) == 8
 
 
-def test_streams_refuse_what_they_cannot_do(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_an_epoch(config: DataConfig) -> None:
+    splits = open_data(config, seed=0)
+    for epoch, start in ((-1, 0), (0, -1), (0, 6)):
+        with pytest.raises(DataError, match=rf"epoch {epoch}, batch {start} does not exist: .* have 5 batches"):
+            splits.order.seek(epoch, start)
+
+
+def test_accelerate_passes_a_stream_by(config: DataConfig) -> None:
+    splits = open_data(config, seed=0)
+    assert Accelerator(cpu=True).prepare(splits.train) is splits.train, "its batches are shared out already"
+
+
+def test_loading_leaves_the_random_state_alone(config: DataConfig) -> None:
+    before = torch.get_rng_state()
+    epoch_of(open_data(replace(config, train_crop="pad", workers=1), seed=0), 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_split_that_declares_too_much(config: DataConfig) -> None:
+    """Training ends early, which `StepBatches` reports; an evaluation must not pass for one of all images."""
+    info = Path(config.root) / "_info.json"
+    described = json.loads(info.read_text())
+    for split in described["splits"].values():
+        del split["shard_lengths"][:]
+        split["num_samples"] += 4
+    info.write_text(json.dumps(described))
+    splits = open_data(config, seed=0)
+    assert (splits.train_batches, len(epoch_of(splits, 0))) == (6, 5)
+    with pytest.raises(DataError, match=r"the evaluation split declares 11 images, but its shards hold 7; correct"):
+        list(splits.eval)
+
+
+def test_shards_named_in_the_split(config: DataConfig) -> None:
+    (Path(config.root) / "_info.json").unlink()
+    config = replace(config, train_split="train-{0..2}.tar|20", eval_split="validation-{0..2}.tar")
+    splits = open_data(config, seed=0)
+    assert sorted(greys(epoch_of(splits, 0))) == list(range(20))
+    assert (splits.eval_images, len(greys(splits.eval))) == (0, 7)
+    with pytest.raises(DataError, match=r"declares 0 images, .* write the count behind the split: '...\|50000'"):
+        open_data(replace(config, train_split="train-{0..2}.tar"), seed=0)
+
+
+def test_labels_from_json(config: DataConfig) -> None:
+    """timm's alternative label: a field of the JSON beside the image; -1 says that the image has none."""
+    root = Path(config.root)
+    [shard] = write_shards(root, "species", (4,), first=100)
+    described = json.loads((root / "_info.json").read_text())
+    described["splits"]["species"].update(alt_label="kind", num_samples=3)
+    (root / "_info.json").write_text(json.dumps(described))
+    kinds = {100: 2, 101: -1, 102: 0, 103: 1}
+    write_tar(
+        shard,
+        {k: v for g, kind in kinds.items() for k, v in ((f"{g}.png", png(g)), (f"{g}.json", b'{"kind": %d}' % kind))},
+    )
+    batches = list(open_eval(replace(config, eval_split="species")))
+    assert greys(batches) == [100, 102, 103]
+    assert torch.cat([labels for _, labels in batches]).tolist() == [2, 0, 1]
+
+
+def test_refusals(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"a stream cannot be limited to a number of images; name fewer shards"):
         open_data(config, seed=0, max_train_images=4)
     with pytest.raises(DataError, match=r"a stream has no repeated_augmentation and no cache_decoded"):
@@ -115,9 +172,18 @@ def test_streams_refuse_what_they_cannot_do(config: DataConfig, monkeypatch: pyt
         open_data(replace(config, batch_size=64), seed=0)
     with pytest.raises(DataError, match=r"split 'test' cannot be opened: .*\nwrite splits as shards and a count"):
         open_data(replace(config, train_split="test"), seed=0)
-    with pytest.raises(DataError, match=r"image \d of the stream has label 2, but num_classes=2 allows 0 to 1"):
+    with pytest.raises(DataError, match=r"validation-0.tar: 0101 has label 2, but num_classes=2 allows 0 to 1"):
         list(open_eval(replace(config, num_classes=2)))
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(DataError, match=r"is a stream, which one process alone can read; use 'hfds/' or folders"):
+    with pytest.raises(DataError, match=r"class_map='x.txt': the labels of tar shards are numbers already; leave it"):
+        open_eval(replace(config, class_map="x.txt"))
+    as_process(monkeypatch, 0, 3)
+    with pytest.raises(DataError, match=r"batch_size=4 does not divide among 3 processes; give a multiple of 3"):
         open_data(config, seed=0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_the_shuffle_buffer_gives_everything_once(size: int) -> None:
+    order = list(shuffled(range(50), size, random.Random(0)))  # type: ignore[arg-type]  # any items will do
+    assert sorted(order) == list(range(50))
+    assert (order == list(range(50))) == (size == 1)
+    assert all(place >= item - size for place, item in enumerate(order)), "nothing comes before it is read"

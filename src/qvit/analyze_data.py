@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from .analyze_config import AnalysisConfig
 from .augment import eval_transform
 from .data import DataConfig, DataError, EpochOrder, SeededDataset, Splits, UnlabelledFolder, open_data
+from .data_shards import PREFIXES as STREAMS
 from .data_sources import Subset, find_split_folder
-from .data_streams import PREFIXES as STREAMS
 from .seeds import seed_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]

@@ -40,7 +40,9 @@ class DataConfig:
     root: str = ""
     """Folder that holds the images or shards; for "hfds/" the cache folder, empty for the library's own."""
     train_split: str = "train"
-    """Split for training and calibration. For folders a sub-folder of `root`; "" is `root` itself."""
+    """Split for training and calibration. For folders a sub-folder of `root`, "" is `root` itself; for "wds/" a name of
+    `_info.json`, or shards and a count as in "train-{0000..0099}.tar|50000"; for "hfids/" a name and, where the data set
+    does not say it, a count as in "train|50000"."""
     eval_split: str = "validation"
     """Split for evaluation, never for calibration. For folders "validation", "val" and "eval" find each other."""
     class_map: str = ""
@@ -90,10 +92,14 @@ class DataConfig:
     eval_batch_size: int = 256
     """Images per batch in calibration and evaluation, over all processes together."""
     workers: int = 0
-    """Loader processes per loader; changes the speed and nothing else."""
+    """Loader processes per loader; changes the speed and nothing else, except for the order of a stream."""
     cache_decoded: bool = False
     """Decode every image once, when the data set is opened, and keep it in memory as uint8: for small images
     (CIFAR-10's training images take 138 MB); saves the decoding in every later epoch."""
+    max_corrupt: int = 10
+    """Training images that may turn out to be unreadable before that is an error; up to then each is named, and another
+    image stands in for it (see `data_skips`). A broken shard counts as all the images that are lost with it. 0: none may.
+    An evaluation never leaves one out."""
 
     def __post_init__(self) -> None:
         for field in ("mean", "std"):
@@ -151,6 +157,7 @@ _LEAST = {
     "batch_size": 1,
     "eval_batch_size": 1,
     "workers": 0,
+    "max_corrupt": 0,
 }
 
 

@@ -17,20 +17,18 @@ looks at. Resume: `epoch_batches(loader, order, epoch, start)` continues before 
 calls `set_epoch` on samplers with a count of its own, which a resume would start at 0 again; hence our word is `seek`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
-from timm.data import IterableImageDataset
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from qvit.augment import Transform
 from qvit.data_config import DataError
 from qvit.data_sources import Source
 from qvit.seeds import kept_random_states, seed_of, set_random_states
 
+Item = TypeVar("Item")
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (B, 3, H, W) float32, normalised, and labels (B,) int64."""
 
@@ -90,7 +88,7 @@ class EpochOrder:
         for batch in range(self.start, len(self)):
             images = order[batch * distinct : (batch + 1) * distinct]
             keys = [SampleKey(epoch, image, copy) for copy in range(self.copies) for image in images]
-            yield _dealt(keys[: self.batch_size], self.processes)
+            yield dealt(keys[: self.batch_size], self.processes)
 
     def _permutation(self, epoch: int) -> Sequence[int]:
         if not self.shuffle:
@@ -99,7 +97,7 @@ class EpochOrder:
         return torch.randperm(self.length, generator=generator).tolist()
 
 
-def _dealt(batch: list[SampleKey], processes: int) -> list[SampleKey]:
+def dealt(batch: list[Item], processes: int) -> list[Item]:
     """The batch so that each of `processes` equal slices has every `processes`-th pair of it, or every one when it is odd."""
     if processes == 1 or len(batch) % processes:
         return batch
@@ -142,53 +140,6 @@ class SeededDataset(Dataset):
         return self.transform(pixels), label
 
 
-class SeededStream(IterableDataset):
-    """A timm iterable data set ("wds/", "hfids/"), augmented from (seed, epoch, worker, n) for a worker's n-th sample.
-
-    A stream has no index. Its order comes from timm's reader and is a function of (seed, epoch, number of workers):
-    the one place where the number of workers matters. `batches` is the number of training batches in an epoch.
-    """
-
-    def __init__(
-        self,
-        stream: IterableImageDataset,
-        transform: Transform,
-        seed: int,
-        num_classes: int | None = None,
-        batches: int | None = None,
-    ) -> None:
-        self.stream = stream
-        self.transform = transform
-        self.seed = seed
-        self.num_classes = num_classes
-        self.batches = batches
-        self.epoch = 0
-
-    def seek(self, epoch: int) -> None:
-        """The next iteration gives `epoch`, from its beginning."""
-        self.epoch = epoch
-        self.stream.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
-        worker = get_worker_info()
-        words = ("stream", self.seed, self.epoch, worker.id if worker is not None else 0)
-        self._restart_reader(seed_of(*words))
-        for count, (image, label) in enumerate(self.stream):
-            check_label(label, self.num_classes, f"image {count} of the stream")
-            with kept_random_states():
-                set_random_states(seed_of(*words, count))
-                values = self.transform(np.asarray(image))
-            yield values, int(label)
-
-    def _restart_reader(self, seed: int) -> None:
-        """timm's webdataset reader shuffles with a state that remembers earlier epochs: a replay needs a fresh one."""
-        reader, worker = self.stream.reader, get_worker_info()
-        reader.ds = None
-        reader.worker_seed = seed
-        if worker is not None:  # what the reader would find out by itself, except for the seed
-            reader.worker_info, reader.worker_id, reader.num_workers = worker, worker.id, worker.num_workers
-
-
 def check_label(label: int, num_classes: int | None, name: str) -> None:
     """Raises DataError unless the label is -1 (none) or below `num_classes` (None: any)."""
     if label < -1 or (num_classes is not None and label >= num_classes):
@@ -196,17 +147,3 @@ def check_label(label: int, num_classes: int | None, name: str) -> None:
         raise DataError(
             f"{name} has label {label}, but {allowed}; use a model with enough outputs, or a class_map file"
         )
-
-
-def epoch_batches(
-    loader: Iterable[Batch], order: EpochOrder | SeededStream, epoch: int, start: int = 0
-) -> Iterator[Batch]:
-    """The training batches of an epoch from number `start` on; `loader` may come from `accelerator.prepare`.
-
-    A map-style data set jumps there; a stream is replayed from the epoch's beginning and its first batches dropped.
-    """
-    if isinstance(order, EpochOrder):
-        order.seek(epoch, start)
-        return iter(loader)
-    order.seek(epoch)
-    return islice(loader, start, order.batches)

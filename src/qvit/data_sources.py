@@ -3,7 +3,7 @@
 timm's factory opens image folders and Hugging Face data sets; this file adds a flat folder without labels, a subset,
 and a memory of decoded pixels. timm's own `ImageDataset` answers an unreadable file with the *next* image and a log
 line, so an epoch would hold other images than its order says. Here the reader is asked directly and an unreadable
-image is a `DataError` that names it.
+image is an `UnreadableError` that names it; whether it ends the run is `data_skips`' business.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
-        """RGB pixels (H, W, 3) uint8 and the label (-1: none). Raises DataError, naming the image, when it cannot be decoded."""
+        """RGB pixels (H, W, 3) uint8 and the label (-1: none). Raises UnreadableError when it cannot be decoded."""
         ...
 
 
@@ -56,7 +56,7 @@ class ReaderSource:
             with stream:
                 return np.asarray(Image.open(stream).convert("RGB")), -1 if label is None else int(label)
         except Exception as error:  # Pillow alone raises OSError, SyntaxError, ValueError and struct.error
-            raise unreadable(index, self._name(index), error) from error
+            raise unreadable(f"image {index} ({self._name(index)})", error) from error
 
     def _name(self, index: int) -> str:
         try:
@@ -86,7 +86,7 @@ class UnlabelledFolder:
             with Image.open(self.paths[index]) as image:
                 return np.asarray(image.convert("RGB")), -1
         except Exception as error:  # as above
-            raise unreadable(index, str(self.paths[index]), error) from error
+            raise unreadable(f"image {index} ({self.paths[index]})", error) from error
 
 
 class ArraySource:
@@ -246,5 +246,15 @@ def no_images(folder: Path) -> DataError:
     return DataError(f"no images in {folder}; it should hold files such as {', '.join(get_img_extensions())}")
 
 
-def unreadable(index: int, name: str, error: BaseException) -> DataError:
-    return DataError(f"image {index} ({name}) cannot be decoded: {error}; replace the file or remove it")
+class UnreadableError(DataError):
+    """One image cannot be decoded: `image` names it, `reason` says why."""
+
+    image = ""
+    reason = ""
+
+
+def unreadable(image: str, error: BaseException | str) -> UnreadableError:
+    """The error of one image. Loader workers hand on an exception's text alone, hence one argument and two attributes."""
+    problem = UnreadableError(f"{image} cannot be decoded: {error}; replace the file or remove it")
+    problem.image, problem.reason = image, str(error)
+    return problem

@@ -36,7 +36,7 @@ from .allocate import Published
 from .bit_schedule import BitSchedule
 from .budget import Budget, check_budget
 from .compute import activations_recomputed, check_compute
-from .data import DataConfig, EpochOrder, SeededStream, mixup_batch
+from .data import DataConfig, EpochOrder, SeededStream, StreamLoader, mixup_batch
 from .distill import Teacher, distillation_loss, hard_distillation_loss
 from .feature_distill import FeatureDistillation, FeatureGuide, principal_components
 from .fit_config import FitConfig
@@ -74,7 +74,7 @@ class FitResult:
 
 def fit(
     model: nn.Module,
-    train: DataLoader,
+    train: DataLoader | StreamLoader,
     *,
     budget: Budget | None = None,
     teacher: nn.Module | Teacher | None = None,
@@ -145,7 +145,7 @@ class _Trainer:
     def __init__(
         self,
         model: nn.Module,
-        train: DataLoader,
+        train: DataLoader | StreamLoader,
         budget: Budget | None,
         teacher: nn.Module | Teacher | None,
         guide: Guide | None,
@@ -236,6 +236,8 @@ class _Trainer:
     def _train_epoch(self, step: int, last: int) -> int:
         """Steps from `step` on, to the end of its epoch or to `last`; returns how many have been made by then."""
         epoch, within = divmod(step, self.steps_per_epoch)
+        if within and isinstance(self.batches.order, SeededStream):
+            self.log.progress.say(f"the stream of epoch {epoch} is read again from its beginning, up to step {step}")
         for batches in self.batches.steps(epoch, within):
             record = self._step(step, batches)
             step += 1

@@ -35,7 +35,7 @@ from qvit_runtime.program import Preprocess
 from .activation_histogram import write_activations
 from .budget import Budget, check_budget
 from .data import DataConfig, Splits, open_data, resolve_data
-from .data_streams import PREFIXES as STREAMS
+from .data_shards import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
 from .evaluate import evaluate
 from .fit import FitResult, fit
@@ -78,12 +78,15 @@ class Context:
     page: LivePage | None = None
 
 
-def open_recipe(recipe: Recipe, quiet: bool = False, max_eval_images: int | None = None) -> Context:
-    """Create the float model and open the data of a recipe."""
+def open_recipe(
+    recipe: Recipe, quiet: bool = False, max_eval_images: int | None = None, skipped: Path | None = None
+) -> Context:
+    """Create the float model and open the data of a recipe; for the last two arguments see `open_data`."""
     torch.manual_seed(recipe.seed)
     model = create_float_model(recipe.model)
     data = resolve_data(recipe.data, model)
-    return Context(recipe, model, data, open_data(data, recipe.seed, max_eval_images=max_eval_images), quiet)
+    splits = open_data(data, recipe.seed, max_eval_images=max_eval_images, skipped=skipped)
+    return Context(recipe, model, data, splits, quiet)
 
 
 def run_recipe(
@@ -115,7 +118,7 @@ def run_recipe(
         raise RecipeError("data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class")
     page = LivePage(out) if report and is_main() else None
     context = dataclasses.replace(
-        open_recipe(recipe, quiet, max_eval_images),
+        open_recipe(recipe, quiet, max_eval_images, out / "skipped.jsonl"),
         cache=out.parent / "teacher_cache",
         show_placement=show_placement and not quiet,
         page=page,
@@ -284,7 +287,7 @@ def _teacher(context: Context, config: FitConfig) -> nn.Module | Teacher:
         return context.model
     process = process_state()
     workers = context.data.workers if context.data.dataset.startswith(STREAMS) else 0  # only there they move the order
-    data = dataclasses.replace(context.data, workers=workers, cache_decoded=False, eval_batch_size=1)
+    data = dataclasses.replace(context.data, workers=workers, cache_decoded=False, eval_batch_size=1, max_corrupt=0)
     key = {
         "data": to_values(data),
         "seed": config.seed,
@@ -336,6 +339,7 @@ def _common(
         "seed": row.seed,
         "epochs": row.fit.epochs,
         "images": context.splits.eval_images,
+        "skipped_images": context.splits.skips.images(),
         "rollbacks": 0 if result is None else result.rollbacks,
         "images_per_second": None if result is None else result.images_per_second,
         "calibration_seconds": calibration_seconds,

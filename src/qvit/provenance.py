@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from .data_streams import PREFIXES as STREAMS
+from .data_shards import PREFIXES as STREAMS
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run
 
-SPEED_ONLY = ("data.cache_decoded", "fit.tensorboard", "fit.checkpoint_every", "fit.keep_checkpoints")
+SPEED_ONLY = ("data.cache_decoded", "data.max_corrupt", "fit.tensorboard", "fit.checkpoint_every", "fit.keep_checkpoints")
 NOT_OF_FLOAT_ROWS = ("quantize", "budget", "calibration", "uniform_baseline")
 
 

@@ -2,7 +2,7 @@
 
     recipe.json            the resolved recipe            provenance.json    command, seed, versions, threads; of resumes, too
     metrics.jsonl          one line per logged step       bits.jsonl         bit-widths whenever they change
-    scales.jsonl           scales in force, now and then
+    scales.jsonl           scales in force, now and then    skipped.jsonl    training images that could not be read
     checkpoints/step-N.safetensors                        result.json        the outcome
     model.qvit             the frozen program             model.safetensors  the trained quantized module
     predictions.safetensors  classes of every image       activations.json   how activations lie on their grids

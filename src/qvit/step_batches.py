@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .data import DataError, EpochOrder, SeededStream, epoch_batches
+from .data import DataError, EpochOrder, SeededStream, StreamLoader, epoch_batches
 from .seeds import seed_of
 
 Batch = tuple[Tensor, Tensor]
@@ -76,7 +76,7 @@ def batches_in_epoch(train: Any, order: EpochOrder | SeededStream | None) -> int
         ) from error
 
 
-def check_divides(train: DataLoader, order: EpochOrder | SeededStream | None, processes: int) -> None:
+def check_divides(train: DataLoader | StreamLoader, order: EpochOrder | SeededStream | None, processes: int) -> None:
     """Raise ValueError when a batch cannot be shared out in equal parts, of which the mean is the mean of the batch."""
     size = order.batch_size if isinstance(order, EpochOrder) else getattr(train, "batch_size", None)
     if size is not None and size % processes:
