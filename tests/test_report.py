@@ -19,6 +19,7 @@ pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 from qvit.report import ReportError, make_report, refresh
 from qvit.report.find import find_runs
+from qvit.report.page import breakable
 from qvit.report.read import read_run
 from qvit.runs import CheckpointError
 from qvit_runtime import ArtifactError
@@ -123,6 +124,11 @@ def test_a_path_without_a_run(make: bool, tmp_path: Path) -> None:
         ("bits.jsonl", '{"step": 1, "locked": false, "bits": [3]}\n'),
         ("bench.json", '{"path": "scalar"}'),
         ("analysis.json", '{"rows": [{"bits": 3}]}'),
+        ("activations.json", '{"images": 1, "tensors": {"a": 1}}'),
+        (
+            "activations.json",
+            '{"images": 1, "tensors": {"a": {"signed": true, "groups": [{"bits": 2, "codes": [NaN]}]}}}',
+        ),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(name: str, content: str, tmp_path: Path) -> None:
@@ -168,6 +174,7 @@ def test_every_section_and_picture_is_there(page: Elements) -> None:
     expected |= {f"training-{name}" for name in ("top1", "loss", "gbitops", "weight_bits", "activation_bits")}
     expected |= {"training-gradient_norm", "training-learning_rate", "bits-by-role"}
     alone = ("bits-by-head", "bits-by-layer", "bit-paths", "slots-in-use", "scale-banks", "weights", "activation-grids")
+    alone += ("activations",)
     expected |= {f"run{number}-{name}" for number in (0, 1) for name in (*alone, "engine")}
     expected |= {f"analysis0-{mode}-{kind}" for mode in ("alone", "all-but") for kind in ("component", "head")}
     assert page.figures() == expected | {"analysis0-sites"} == set(page.data()["pictures"])
@@ -181,6 +188,11 @@ def test_text_of_files_is_text(page: Elements) -> None:
     assert "img" not in [tag for tag, _ in page.tags]
     assert page.text.count(HOSTILE) >= 3  # name, method, model
     assert any(HOSTILE in str(row) for table in page.data()["tables"] for row in table["rows"])
+
+
+def test_names_break_behind_underscores_and_slashes_only() -> None:
+    assert breakable("demo/head_wise-3") == "demo/<wbr>head_<wbr>wise-3"
+    assert breakable("<b>/&") == "&lt;b&gt;/<wbr>&amp;"
 
 
 def test_nothing_is_loaded_from_anywhere(page: Elements) -> None:
@@ -213,13 +225,15 @@ def test_a_run_that_lacks_a_part_shows_the_rest(absent: list[str], tmp_path: Pat
     for part, pictures in needs.items():
         for picture in pictures:
             assert (picture in page.figures()) == (part not in absent)
+    assert ("run0-activations" in page.figures()) == (not {"artifact", "activations"} & set(absent))
+    assert ("No activations.json: " in page.text) == (absent == ["activations"])
     if absent == ["bench"]:
         assert f"--profile --json {tmp_path / 'run' / 'bench.json'}" in page.text
 
 
 @pytest.mark.slow
 def test_forty_runs_of_two_thousand_steps_are_small(tmp_path: Path) -> None:
-    log = write_run(tmp_path / "runs" / "run0", ["result", "metrics", "bits"], steps=2000, depth=4)
+    log = write_run(tmp_path / "runs" / "run0", steps=2000, depth=4)
     for number in range(1, 40):
         folder = tmp_path / "runs" / f"run{number}"
         folder.mkdir()

@@ -175,6 +175,13 @@ def test_a_tensor_is_chosen_for_its_histogram(browser: api.Browser, report: Path
     page.wait_for_selector(f"#{key}[data-drawn]")
     page.locator(f"#{key} select").select_option("head.weight")
     api.expect(page.locator(f"#{key}")).to_contain_text("8 bits, scale")
+    chart = page.locator('details[data-run="runs0/a"] figure[id$="-activations"]')
+    chart.scroll_into_view_if_needed()
+    lines = chart.locator("path[aria-roledescription='line mark']")
+    api.expect(lines).to_have_count(2)  # one panel per head
+    chart.locator("select").select_option("blocks.1.mlp.gelu_codes")
+    api.expect(lines).to_have_count(1)
+    api.expect(chart).to_contain_text("% clipped")
     reader.assert_quiet()
     reader.context.close()
 

@@ -81,7 +81,7 @@ def test_histograms_count_every_weight(tmp_path: Path) -> None:
         assert sum(histogram.codes) * merged == pytest.approx(100)
         if histogram.groups == 1:
             highest = int(np.argmax(histogram.codes))
-            inside = (weight.codes - histogram.qmin) // merged == highest
+            inside = (weight.codes.astype(int) - histogram.qmin) // merged == highest
             assert histogram.codes[highest] * merged == pytest.approx(inside.mean() * 100)
     rows = [h for h in artifact.histograms if h.tensor == "blocks.0.attn.qkv.weight"]
     assert [h.bits for h in rows] == program.weights[rows[0].tensor].bits.ravel().tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from torch import from_numpy
 
 import qvit_runtime
+from qvit.activation_histogram import ACTIVATIONS, activation_histograms
 from qvit.recipe import Recipe, recipe_to_values
 from qvit.runs import save_tensors
 from toy_programs import vit_program
@@ -24,7 +26,7 @@ HEAD_WISE = {"attn.qkv.weight": 3 * HEADS, "attn.q": HEADS, "attn.k": HEADS, "at
 HEAD_WISE |= {"attn.proj.input": HEADS, "attn.proj.weight": HEADS}
 LAYER_WISE = ("attn.qkv.input", "mlp.fc1.weight", "mlp.fc1.input", "mlp.fc2.weight", "mlp.fc2.input")
 EDGES = ("patch_embed.proj.weight", "patch_embed.proj.input", "head.weight", "head.input")
-ALL = ("result", "recipe", "provenance", "metrics", "bits", "bench", "artifact", "model")
+ALL = ("result", "recipe", "provenance", "metrics", "bits", "bench", "artifact", "activations", "model")
 
 
 def groups(depth: int = DEPTH) -> dict[str, int]:
@@ -91,7 +93,8 @@ def write_run(
             ],
         ),
         "bench": lambda: _json(folder / "bench.json", BENCH),
-        "artifact": lambda: qvit_runtime.save(vit_program(depth=DEPTH, heads=HEADS), folder / "model.qvit"),
+        "artifact": lambda: qvit_runtime.save(_program(depth), folder / "model.qvit"),
+        "activations": lambda: _json(folder / ACTIVATIONS, _activations(depth)),
         "model": lambda: save_tensors(folder / "model.safetensors", _state(), {"recipe": recipe}),
     }
     for part in parts:
@@ -108,6 +111,19 @@ BENCH = {
         {"name": "Softmax", "ops": [5], "seconds": 0.002},
     ],
 }
+
+
+@cache
+def _program(depth: int) -> qvit_runtime.Program:
+    return vit_program(depth=depth, heads=HEADS)
+
+
+@cache
+def _activations(depth: int) -> dict[str, Any]:
+    program = _program(depth)
+    shape = program.buffers[program.input].shape
+    images = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    return activation_histograms(program, images)
 
 
 def _metrics(steps: int, seed: int) -> list[dict[str, float]]:

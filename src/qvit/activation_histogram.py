@@ -36,7 +36,8 @@ from qvit_runtime.integer_ops import QuantizeRegions
 
 from .calibrate import Images, calibration_images
 from .grid_histogram import bar_shares
-from .runs import Run, write_atomic
+from .runs import Run
+from .storage import write_atomic
 
 ACTIVATIONS = "activations.json"
 IMAGES = 32
@@ -133,9 +134,10 @@ def write_activations(run: Run, program: qvit_runtime.Program, calibration: Imag
 def _watched(program: qvit_runtime.Program) -> Iterator[Rounding]:
     """The ops that round to one grid of few bits."""
     for op in program.ops:
-        if isinstance(op, Rounding) and not isinstance(op, QuantizeRegions):
-            if max(_grid(program, op.output).bits) <= p.MAX_BITS:
-                yield op
+        if not isinstance(op, Rounding) or isinstance(op, QuantizeRegions):
+            continue
+        if max(_grid(program, op.output).bits) <= p.MAX_BITS:
+            yield op
 
 
 def _grid(program: qvit_runtime.Program, buffer: str) -> p.Grid:

@@ -1,9 +1,8 @@
 """read_artifact(): what a .qvit file says about its weights and grids, in numbers small enough for a page.
 
-A weight's codes c stand for the values c * scale. Everything here is in steps, value / scale, so that one axis serves all
-groups: codes are the whole numbers from qmin to qmax, and what lies beyond them was clipped. Beside the histogram of the
-codes stands that of the trained float weights, where the run still has them and they are the ones that were rounded: a
-method may freeze weights that it made of them, which is seen by the codes not being theirs.
+A weight's codes c stand for the values c * scale; histograms are in steps (`grid_histogram`). Beside that of the codes
+stands that of the trained float weights, where the run still has them and they are the ones that were rounded: a method may
+freeze weights that it made of them, which is seen by the codes not being theirs.
 
 Groups are the blocks of the weight's scale. A weight with scales per channel has hundreds; there the channels of one
 bit-width are one group.
@@ -23,32 +22,12 @@ import qvit_runtime
 from qvit_runtime.inspection import describe
 from qvit_runtime.program import Grid, Weight
 
+from ..grid_histogram import bar_shares
+from .histogram import Bins, Histogram
+
 BINS = 32  # of the float weights of a group
-BARS = 64  # of the codes of a group
 MOST_BLOCKS = 100  # more blocks than that are channels and not heads
 OWN = 0.999  # share of codes that must be those of the float weights
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """The weights of one group, in steps.
-
-    group, groups  which block; groups is 0 for all channels of one bit-width
-    bits           of the codes
-    scale          of one step, the mean where there are several
-    merged         neighbouring codes that a bar stands for: 1, and more where the grid has more than BARS points
-    codes          (middle of the bar, percent per step), over the whole grid
-    values         (left edge, right edge, percent per step) of the float weights, or nothing
-    """
-
-    tensor: str
-    group: int
-    groups: int
-    bits: int
-    scale: float
-    merged: int
-    codes: tuple[tuple[float, float], ...]
-    values: tuple[tuple[float, float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -118,9 +97,9 @@ def _histograms(name: str, weight: Weight, values: Tensor | None) -> Iterator[Hi
             groups=0 if by_channel else weight.bits.size,
             bits=bits,
             scale=float(scale[chosen].mean()),
-            merged=_merged(bits),
+            qmin=-(2 ** (bits - 1)),
             codes=_of_codes(weight.codes[chosen], bits),
-            values=() if steps is None else _of_values(steps[chosen]),
+            values=None if steps is None else _of_values(steps[chosen]),
         )
 
 
@@ -129,18 +108,12 @@ def _are_theirs(codes: np.ndarray, steps: np.ndarray, bits: np.ndarray) -> bool:
     return bool((np.rint(np.clip(steps, -half, half - 1)) == codes).mean() > OWN)
 
 
-def _merged(bits: int) -> int:
-    return max(1, 2**bits // BARS)
+def _of_codes(codes: np.ndarray, bits: int) -> tuple[float, ...]:
+    counts = np.bincount(codes.astype(np.int64) + 2 ** (bits - 1), minlength=2**bits)
+    return tuple(bar_shares(counts).tolist())
 
 
-def _of_codes(codes: np.ndarray, bits: int) -> tuple[tuple[float, float], ...]:
-    half, merged = 2 ** (bits - 1), _merged(bits)
-    counts = np.bincount(codes.ravel().astype(np.int64) + half, minlength=2 * half).reshape(-1, merged).sum(1)
-    middles = np.arange(len(counts)) * merged - half + (merged - 1) / 2
-    return tuple(zip(middles.tolist(), (counts * 100 / codes.size / merged).tolist(), strict=True))
-
-
-def _of_values(steps: np.ndarray) -> tuple[tuple[float, float, float], ...]:
+def _of_values(steps: np.ndarray) -> Bins:
     counts, edges = np.histogram(steps, bins=BINS)
-    share = counts * 100 / steps.size / np.diff(edges)
-    return tuple((float(a), float(b), float(s)) for a, b, s in zip(edges, edges[1:], share, strict=False))
+    width = float(edges[1] - edges[0])
+    return Bins(float(edges[0]), width, tuple((counts * (100 / width / steps.size)).tolist()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 
 import jinja2
 import vl_convert
+from markupsafe import Markup
 
 from .picture import SHOWN, Picture
 from .read import Run
@@ -71,10 +73,11 @@ class Page:
 def render(page: Page, *, live: bool) -> str:
     """The HTML of a page; `live` makes it reload itself."""
     scripts = [vega(), _file("page.js")]
-    template = jinja2.Environment(
+    environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(_file("page.html"))
-    return template.render(
+    )
+    environment.filters["breakable"] = breakable
+    return environment.from_string(_file("page.html")).render(
         page=page,
         tables_of=tables_of,
         provenance=provenance,
@@ -97,6 +100,11 @@ def render(page: Page, *, live: bool) -> str:
 def vega() -> str:
     """Vega, Vega-Lite and vega-embed as one script, out of the vl-convert package."""
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+
+
+def breakable(name: str) -> Markup:
+    """A name as HTML that may be broken behind an underscore or a slash, and not inside of a word."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/])", name))
 
 
 def _file(name: str) -> str:

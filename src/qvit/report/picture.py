@@ -18,7 +18,7 @@ import altair as alt
 
 from .theme import DASHES, SHAPES
 
-Value = str | float | int | bool | None
+Value = str | float | int | bool | tuple[float, ...] | None
 SHOWN = "shown"  # the parameter of a chart that holds the names of the runs that are selected
 
 

@@ -4,6 +4,7 @@
     metrics.jsonl      numbers by step                                        bench.json     Bench (qvit-runtime bench --json)
     bits.jsonl         Widths by step                                         analysis.json  as it is (qvit analyze)
     model.qvit         Artifact (`artifact`)                                  model.safetensors   scale banks (`banks`)
+    activations.json   Activations (`activations`)
 
 What is used is checked here, so that a damaged file is one line that names it and not a page with a hole. The last line of a
 log may be cut off, by a kill or because the run is writing it just now; any other broken line is damage.
@@ -21,9 +22,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..activation_histogram import ACTIVATIONS
 from ..recipe import recipe_from_values
 from ..runs import load_tensors
 from ..spec import Spec
+from .activations import Activations, activations_of
 from .artifact import Artifact, read_artifact
 from .banks import Bank, read_banks
 from .find import ReportError
@@ -127,6 +130,7 @@ class Run:
     analysis: dict[str, Any] | None
     bench: Bench | None
     artifact: Artifact | None
+    activations: Activations | None
     banks: tuple[Bank, ...]
 
     @property
@@ -150,7 +154,7 @@ class Run:
 def read_run(name: str, path: Path) -> Run:
     """Read a run directory, or a result file alone. Raises ReportError naming the file that is damaged."""
     if path.is_file():
-        return Run(name, path, _outcome(path), None, None, (), (), None, None, None, ())
+        return Run(name, path, _outcome(path), None, None, (), (), None, None, None, None, ())
     tensors, spec = _model(path / "model.safetensors")
     artifact = path / "model.qvit"
     return Run(
@@ -164,6 +168,7 @@ def read_run(name: str, path: Path) -> Run:
         analysis=_analysis(path / "analysis.json"),
         bench=_bench(path / BENCH),
         artifact=read_artifact(artifact, tensors) if artifact.exists() else None,
+        activations=_activations(path / ACTIVATIONS),
         banks=read_banks(tensors, spec) if isinstance(spec, Spec) else (),
     )
 
@@ -290,6 +295,14 @@ def _bench(path: Path) -> Bench | None:
                 for step in record.get("steps", ())
             ),
         )
+
+
+def _activations(path: Path) -> Activations | None:
+    record = _json(path)
+    if record is None:
+        return None
+    with _naming(path):
+        return activations_of(record)
 
 
 def _analysis(path: Path) -> dict[str, Any] | None:

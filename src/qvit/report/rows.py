@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..activation_histogram import ACTIVATIONS
 from .read import BENCH, Run
 
 
@@ -184,6 +185,8 @@ def missing(run: Run) -> list[str]:
             absent.append("No model.qvit: sizes, placement and weights are not known.")
         elif run.bench is None:
             absent.append(f"No {BENCH}; for times: qvit-runtime bench {artifact} --profile --json {run.path / BENCH}")
+        if run.artifact is not None and run.activations is None:
+            absent.append(f"No {ACTIVATIONS}: how activations lie on their grids is not known.")
         if len(run.history) < 2 and not run.outcome.is_uniform:
             absent.append("No bits.jsonl: the path of the bits is not known.")
         if not run.banks:
