@@ -9,9 +9,10 @@ step is a function of (seed, step) alone: data order and augmentation (`data_ord
 set before every step), learning rates, the lock. So a checkpoint holds tensors and a step number, and a resumed run
 continues bit for bit. A method that adds to the loss does so through a `guide`.
 
-Accelerate owns device, processes and gradient averaging; nothing distributed is written here. Processes share each batch and
-each evaluation; files are the main process's (`training_log`). Precision is one torch.autocast around the forward pass: Accelerate's own would stay in
-force for the whole process and patch `forward` of the model that the user gets back.
+Accelerate owns device, processes and gradient averaging; nothing distributed is written here. Processes share each batch
+and each evaluation; files are the main process's (`training_log`). How a step is computed is said in `compute`. Precision is
+one torch.autocast around the forward pass: Accelerate's own would stay in force for the whole process and patch `forward`
+of the model that the user gets back.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ from .step_batches import StepBatches, batches_in_epoch, check_divides
 from .storage import check_writable
 from .training_log import TrainingLog, evaluated_before
 from .training_state import TrainingState
+
+Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ class _Trainer:
         self.schedule = make_schedule(optimizer, self.steps, warmup_steps, config.learning_rate_floor)
         self.raw = model
         self.model, self.optimizer, loader = self.accelerator.prepare(model, optimizer, train)
-        self.fast = torch.compile(self.model) if config.compile else self.model
+        self.fast: Network = torch.compile(self.model) if config.compile else self.model
         self.batches = StepBatches(loader, order, per_epoch, config.accumulate, config.seed)
         if isinstance(teacher, nn.Module):
             teacher = Teacher(teacher.to(self.accelerator.device))
@@ -288,7 +291,7 @@ class _Trainer:
         self.state.average(step - self.lock_step)
         return {"loss": total, "gradient_norm": norm}
 
-    def _loss(self, network: nn.Module, images: Tensor, labels: Tensor, batch_number: int) -> Tensor:
+    def _loss(self, network: Network, images: Tensor, labels: Tensor, batch_number: int) -> Tensor:
         targets = labels
         if self.data is not None:
             images, targets = mixup_batch(images, labels, self.data, self.config.seed, batch_number)
@@ -301,7 +304,7 @@ class _Trainer:
                 loss = loss if further is None else loss + further
         return loss
 
-    def _watched_loss(self, network: nn.Module, images: Tensor, targets: Tensor, batch_number: int) -> Tensor:
+    def _watched_loss(self, network: Network, images: Tensor, targets: Tensor, batch_number: int) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = network(images)
         loss = F.cross_entropy(logits.float(), targets)

@@ -10,8 +10,8 @@ is `outcome`'s business.
 Every row of an experiment (the float model trained here, a uniform baseline, the recipe itself) is trained by the same
 loop and leaves a run directory of its own; finished rows are recognised by their result.json and not trained again.
 
-With several processes (`accelerate launch -m qvit run ...`) all of them train; files, freeze and the final evaluations
-are the main process's, and the others get an empty result.
+With several processes (`accelerate launch -m qvit run ...`) all of them train, freeze what is the same everywhere, and share
+the evaluations; files are the main process's, and the others get an empty result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from .budget import Budget, check_budget
 from .data import DataConfig, Splits, open_data, resolve_data
 from .data_shards import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
-from .evaluate import evaluate
 from .fit import FitResult, fit
 from .fit_config import FitConfig
 from .float_model import create_float_model
@@ -47,12 +46,13 @@ from .live_page import LivePage
 from .methods import METHODS
 from .outcome import NOT_QUANTIZED, Judged, cost_of_module, cost_of_program, outcome, save_predictions
 from .placement import format_placement
-from .processes import is_main, process_state
+from .processes import is_main, process_state, require_same
 from .progress import Counter
 from .provenance import begin, check_recipe, versions
 from .quantizer import named_quantizers
 from .recipe import FLOAT, Recipe, RecipeError, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
+from .shared_evaluation import evaluate_together, share_of
 from .spec import FixedBits, Spec
 from .storage import check_writable, write_atomic
 from .values import to_values
@@ -113,6 +113,9 @@ def run_recipe(
     if is_main():
         check_writable(out)
     process_state().wait_for_everyone()  # or another process would already have made something in there
+    require_same(
+        f"numbers of files in {out}", sum(1 for _ in out.rglob("*")), "every machine must see the same run directory"
+    )
     trains = recipe.fit.epochs or recipe.train_float is not None
     if recipe.data.dataset == "images" and trains:
         raise RecipeError("data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class")
@@ -219,15 +222,17 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
         guide = method.guide(model, row.quantize, context.model)
         result = _fit(context, model, run, config, row.budget, resume, guide, allocated=bool(row.init_bits))
     model.eval()
-    if not is_main():
-        return {}
-    _save_model(model, run, row)
+    if is_main():
+        _save_model(model, run, row)
     program = method.freeze(
         model, row.budget, preprocess_of(context.data, context.splits), row.model.name, {"row": name}
     )
     artifact = to_bytes(program)
-    write_atomic(folder / "model.qvit", artifact)
+    if is_main():
+        write_atomic(folder / "model.qvit", artifact)
     judged = judge(context, method.exact(model), program)
+    if not is_main():
+        return {}
     save_predictions(run, judged)
     write_activations(run, program, context.splits.calibration)
     record = _common(context, row, name, result, calibration_seconds)
@@ -239,17 +244,17 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
 
 
 def judge(context: Context, exact: nn.Module, program: qvit_runtime.Program) -> Judged:
-    """Evaluate the module, its program and the float model on the evaluation split."""
-
-    total = -(-context.splits.eval_images // context.data.eval_batch_size)
+    """Evaluate the module, its program and the float model on the evaluation split; all processes take part."""
+    share = share_of(context.splits.eval)
+    total = -(-context.splits.eval_images // (context.data.eval_batch_size * process_state().num_processes))
 
     def batches(what: str) -> Iterable[tuple[Tensor, Tensor]]:
-        return Counter(context.splits.eval, total, f"evaluating the {what}: batch", context.quiet)
+        return Counter(share, total, f"evaluating the {what}: batch", context.quiet or not is_main())
 
     return Judged(
-        module=evaluate(exact, batches("module")),
-        program=evaluate(program, batches("program"), exact),
-        reference=evaluate(context.model, batches("float model")),
+        module=evaluate_together(exact, batches("module")),
+        program=evaluate_together(program, batches("program"), exact),
+        reference=evaluate_together(context.model, batches("float model")),
     )
 
 

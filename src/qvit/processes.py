@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env, reduce
+from accelerate.utils import gather, parse_flag_from_env, reduce
 from torch import Tensor
 
 
@@ -33,3 +33,13 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     if state.num_processes == 1:
         return tensor
     return reduce(tensor.to(state.device), "mean").to(tensor.device)
+
+
+def require_same(what: str, number: int, wanted: str) -> None:
+    """Raise RuntimeError in every process unless all come with the same number; all must call.
+
+    what, wanted  of the text: what was counted, and what to do
+    """
+    found = gather(torch.tensor([number], device=process_state().device)).tolist()
+    if len(set(found)) > 1:
+        raise RuntimeError(f"the processes see different {what} ({', '.join(map(str, found))}); {wanted}")

@@ -116,6 +116,12 @@ class Recipe:
                 raise RecipeError("bits cannot be learned without training: give fit.epochs, or FixedBits in quantize")
         if self.fit.epochs and not method.trains:
             raise RecipeError(f"method {self.method!r} is post-training quantization: set fit.epochs = 0")
+        for option, does in (("compile", "compiles"), ("checkpoint_activations", "recomputes")):
+            if getattr(self.fit, option) and not getattr(method, does):
+                able = [repr(name) for name, other in METHODS.items() if other.trains and getattr(other, does)]
+                raise RecipeError(
+                    f"method {self.method!r} does not go with fit.{option}: set it to false, or use {' or '.join(able)}"
+                )
         if self.uniform_baseline and self.method != "qvit":
             raise RecipeError(
                 f"uniform_baseline belongs to method 'qvit', not to {self.method!r}; give it a recipe of its own"

@@ -56,7 +56,9 @@ class Method:
     placement  module -> rows of the placement table
     guide      (module, options, float teacher) -> what `fit` is to add to the loss, or None
     exact      module -> what is compared with its program, see `exact`
-    trains     the module can be trained
+    trains      the module can be trained
+    compiles    with fit.compile: nothing watches the inside of the network, and it computes in floats
+    recomputes with fit.checkpoint_activations: it is made of timm's blocks
     quantizers every quantized tensor has a `Quantizer`: cost can be read off the module, and it freezes before calibration
     """
 
@@ -70,6 +72,8 @@ class Method:
     guide: Callable[[nn.Module, Any, nn.Module], Guide | None] = _no_guide
     exact: Callable[[nn.Module], nn.Module] = in_float64
     trains: bool = True
+    compiles: bool = True
+    recomputes: bool = True
     quantizers: bool = True
 
 
@@ -128,6 +132,7 @@ METHODS: dict[str, Method] = {
         calibrate=lambda model, _, images, batches: qvit_irm.calibrate(model, images, batches),
         placement=qvit_irm.placement,
         guide=qvit_irm.guide,
+        compiles=False,
     ),
     "ivit": Method(
         config=IViT,
@@ -138,6 +143,8 @@ METHODS: dict[str, Method] = {
         freeze=_without_budget(ivit.freeze),
         placement=ivit.placement,
         exact=lambda model: model,  # it computes in integers already
+        compiles=False,
+        recomputes=False,
         quantizers=False,
     ),
     "fqvit": Method(

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import QuantAttention, QuantWindowAttention
+from ..processes import mean_over_processes
 from ..rectify import RectifiedLinear, Rectifier
 
 
@@ -122,10 +123,10 @@ class IRMGuide:
         return self.weight * total
 
     def after_step(self) -> None:
-        """Fold the statistics of the step's batches into the running ones."""
+        """Fold the statistics of the step's batches, those of all processes, into the running ones."""
         for rectifier, batches in self._statistics.items():
-            mean, variance = (torch.stack(values).mean(0) for values in zip(*batches, strict=True))
-            rectifier.update(mean, variance, self.momentum)
+            moments = torch.stack([torch.stack(values).mean(0) for values in zip(*batches, strict=True)])
+            rectifier.update(*mean_over_processes(moments), self.momentum)
         self._statistics.clear()
 
     def drop_step(self) -> None:
