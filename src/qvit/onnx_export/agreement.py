@@ -25,9 +25,10 @@ from qvit_runtime.interpreter import trace
 from .sessions import Session
 from .translate import OUTPUT, translate
 from .translation import Translation, spread
-from .verify import clear_winners
 
 CodeTensors = dict[str, list[tuple[str, int]]]  # buffer -> its uint8 tensors and their zero points
+BATCH = 16
+CLEAR_LEAD = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,26 +71,27 @@ class _Tally:
 
 
 def agreement(
-    program: p.Program,
-    images: np.ndarray,
-    open_session: Callable[[bytes], Session],
-    int2: bool = False,
-    batch: int = 16,
+    program: p.Program, images: np.ndarray, open_session: Callable[[bytes], Session], int2: bool = False
 ) -> Agreement:
-    """Run normalised images float32 (count, *input shape) through a runtime and the interpreter, `batch` at a time."""
-    model, t = translate(program, int2)
+    """Run normalised images float32 (count, *input shape) through a runtime, see `sessions`, and the interpreter."""
+    return compare(*translate(program, int2), images, open_session)
+
+
+def compare(
+    model: onnx.ModelProto, t: Translation, images: np.ndarray, open_session: Callable[[bytes], Session]
+) -> Agreement:
+    """`agreement` of a model that is translated already."""
     tensors = code_tensors(t)
+    names = [name for pairs in tensors.values() for name, _ in pairs]
     plain = open_session(model.SerializeToString())
-    watched = open_session(
-        with_outputs(model, [name for names in tensors.values() for name, _ in names]).SerializeToString()
-    )
+    watched = open_session(with_outputs(model, names).SerializeToString())
     tally, outputs, expected = _Tally(), [], []
-    for at in range(0, len(images), batch):
-        part = images[at : at + batch]
-        known = trace(program, part)
-        _compare(tally, t, tensors, watched(part), known)
+    for at in range(0, len(images), BATCH):
+        part = images[at : at + BATCH]
+        known = trace(t.program, part)
+        _count(tally, t, tensors, watched(part), known)
         outputs.append(plain(part)[OUTPUT])
-        expected.append(known[program.output])
+        expected.append(known[t.program.output])
     here, there = np.concatenate(outputs), np.concatenate(expected)
     same, clear = here.argmax(1) == there.argmax(1), clear_winners(there)
     return Agreement(
@@ -106,7 +108,7 @@ def agreement(
     )
 
 
-def _compare(
+def _count(
     tally: _Tally, t: Translation, tensors: CodeTensors, seen: dict[str, np.ndarray], known: dict[str, np.ndarray]
 ) -> None:
     """Add one batch: buffers in the order of the program, `clean` images being those without a difference so far."""
@@ -138,6 +140,12 @@ def _tie_distance(t: Translation, op: p.Quantize | QuantizeRegions, known: dict[
         buffer = t.program.buffers[op.output]
         steps = (values - spread(grid.offset, buffer)) / spread(grid.scale, buffer)
     return np.abs(steps - np.floor(steps) - 0.5)
+
+
+def clear_winners(outputs: np.ndarray) -> np.ndarray:
+    """bool (count,): the largest of the outputs (count, classes) leads by more than CLEAR_LEAD of their deviation."""
+    ranked = np.sort(outputs, axis=1)
+    return ranked[:, -1] - ranked[:, -2:-1].max(axis=1, initial=-np.inf) > CLEAR_LEAD * outputs.std()
 
 
 def code_tensors(t: Translation) -> CodeTensors:

@@ -106,7 +106,7 @@ def linear(t: Translation, op: p.Linear) -> Tensors:
     weight, held = t.program.weights[op.weight], t.tensors[op.input]
     factors = _rest(t, op.input).reshape(len(held.names), -1)  # one row per tensor
     blocks = max(weight.scale.shape[1], factors.shape[1])
-    if held.heads != blocks:
+    if blocks == 1 or held.heads != blocks:
         held = t.merged(op.input)
     multiply = _plain if blocks == 1 else _blocked
     parts = zip(held.names, held.units, factors, strict=True)

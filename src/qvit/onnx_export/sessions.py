@@ -1,6 +1,7 @@
-"""The two runtimes behind one signature: the bytes of a model in, a function from images to outputs by name out.
+"""The runtimes behind one signature: the bytes of a model in, a function from images to outputs by name out.
 
-Both are asked for what keeps the answer that of the Program. ONNX Runtime needs nothing said. OpenVINO needs float32: on a
+The reference evaluator of the onnx package is the specification in numpy; it verifies what is exported. The other two are
+asked for what keeps the answer that of the Program. ONNX Runtime needs nothing said. OpenVINO needs float32: on a
 processor with bfloat16 instructions it otherwise runs the float ops in bfloat16, unasked.
 """
 
@@ -9,11 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from onnx.reference import ReferenceEvaluator
 
 from ..data_sources import require
 from .translate import INPUT
 
 Session = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def reference_session(model: bytes) -> Session:
+    """onnx.reference: slow, and nobody's optimization."""
+    evaluator = ReferenceEvaluator(model)
+    names = list(evaluator.output_names)
+    return lambda images: dict(zip(names, list(evaluator.run(names, {INPUT: images})), strict=True))
 
 
 def onnxruntime_session(model: bytes, threads: int = 1, optimized: bool = True) -> Session:

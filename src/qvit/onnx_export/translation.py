@@ -86,7 +86,7 @@ class Translation:
         held = self.tensors[buffer]
         if held.heads:
             *lead, tokens, channels = self.shape(buffer)
-            merged = self.graph.reshape(self.swap(held.names[0], len(lead) + 3), *lead, tokens, channels)
+            merged = self.graph.reshape(self.swap(held.names[0], len(lead) + 4), *lead, tokens, channels)
             held = replace(held, names=(merged,), heads=0)
         return held
 
