@@ -45,7 +45,7 @@ from .guide import Guide
 from .interruption import Interruption, InterruptionError
 from .nonfinite import NonFiniteLossError, first_nonfinite, first_nonfinite_gradient, nonfinite_parameter
 from .optimizer import make_optimizer, make_schedule, parameter_groups
-from .processes import is_main, on_cpu
+from .processes import is_main, mean_over_processes, on_cpu
 from .quantizer import named_quantizers
 from .rollback import Rollback
 from .runs import Run
@@ -232,7 +232,7 @@ class _Trainer:
                 self.state.finish()
             if self.evaluation is not None and self.evaluated != step:
                 self._evaluate(step)
-            if self._anywhere(self.signals.received is not None)[0]:  # since the last step
+            if _means(self.signals.received is not None)[0]:  # since the last step
                 raise self._interruption(step)
         return FitResult(self.steps, self.log.progress.images_per_second(), self.top1, self.state.rollbacks)
 
@@ -276,7 +276,8 @@ class _Trainer:
                 total += float(loss.detach()) / parts
                 penalty = self.bits.penalty() if self.bits is not None else None
                 self.accelerator.backward((loss if penalty is None else loss + penalty) / parts)
-        failed, self.stopping = self._anywhere(bad is not None, self.signals.received is not None)
+        total, failed, told = _means(total, bad is not None, self.signals.received is not None)
+        self.stopping = told > 0
         if failed:
             self._stop_being_finite(
                 step, "a loss in another process" if bad is None else first_nonfinite(self.raw, bad)
@@ -349,11 +350,6 @@ class _Trainer:
 
     # -- what can go wrong, and when to look --------------------------------------------------------------------------
 
-    def _anywhere(self, *flags: bool) -> list[bool]:
-        """For each flag: is it raised in any process? The one small message of a step that is not a gradient."""
-        raised = torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device)
-        return [value > 0 for value in self.accelerator.reduce(raised, "sum").tolist()]
-
     def _clip(self, step: int) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.config.clip_gradient or math.inf
@@ -417,3 +413,8 @@ class _Trainer:
         assert self.evaluation is not None
         self.evaluated, self.top1 = step, evaluate_together(self.state.averaged_model(), self.evaluation).top1
         self.log.top1(step, self.top1)
+
+
+def _means(*numbers: float) -> list[float]:
+    """Of each number the mean over processes, which of a flag is above 0 where any has raised it. Small: one message a step."""
+    return mean_over_processes(torch.tensor(numbers, dtype=torch.float64)).tolist()
