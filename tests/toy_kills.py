@@ -20,6 +20,28 @@ from typing import Any
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["pytest", "qvit.cli", "toy_kills"])
 
+FLOAT_RECIPE = """
+method = "float"
+
+[model]
+name = "vit_tiny_patch16_224"
+arguments = { img_size = 28, patch_size = 7, embed_dim = 32, depth = 2, num_heads = 2, num_classes = 10 }
+
+[data]
+dataset = "digits"
+mean = [0.13, 0.13, 0.13]
+std = [0.31, 0.31, 0.31]
+crop = 1.0
+train_crop = "pad"
+flip = 0.0
+batch_size = 64
+
+[fit]
+epochs = 1
+log_every = 1
+evaluate_every = 0
+"""
+
 POINTS = ("half-written", "written", "synced", "named")
 
 
