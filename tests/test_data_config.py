@@ -29,6 +29,7 @@ def micro() -> VisionTransformer:
         ({"flip": 2.0}, r"flip=2.0 is a share"),
         ({"label_smoothing": -0.1}, r"label_smoothing=-0.1 is a share"),
         ({"workers": -1}, r"workers=-1 must be at least 0"),
+        ({"max_corrupt": -1}, r"max_corrupt=-1 must be at least 0"),
         ({"batch_size": 0}, r"batch_size=0 must be at least 1"),
         ({"mixup": float("nan")}, r"mixup=nan must be at least 0"),
         ({"repeated_augmentation": 0}, r"repeated_augmentation=0 must be at least 1"),

@@ -134,16 +134,19 @@ def test_too_few_images_for_a_batch(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dataset", ["folder", "images"])
-def test_a_corrupt_image_is_named_not_replaced(folder: Path, dataset: str) -> None:
+def test_a_corrupt_image_is_named(folder: Path, dataset: str) -> None:
     victim = folder / "train" / "a" / "2.png"
     victim.write_bytes(victim.read_bytes()[:60])
-    splits = open_data(replace(CONFIG, dataset=dataset, root=str(folder)), seed=0)
+    config = replace(CONFIG, dataset=dataset, root=str(folder), max_corrupt=0)
+    message = r"cannot be read: 1, more than max_corrupt=0; the first are\n  image \d+ \(.*a/2.png\): image file is truncated\n"
+    with pytest.raises(DataError, match=message):
+        list(open_data(config, seed=0).calibration)
+    with pytest.raises(DataError, match=message):
+        open_data(replace(config, cache_decoded=True), seed=0)
     with pytest.raises(
-        DataError, match=r"image \d+ \(.*a/2.png\) cannot be decoded: .*; replace the file or remove it"
+        DataError, match=r"a/2.png\) cannot be decoded: image file is truncated; replace the file or remove"
     ):
-        list(splits.calibration)
-    with pytest.raises(DataError, match=r"a/2.png\) cannot be decoded"):
-        open_data(replace(CONFIG, dataset=dataset, root=str(folder), cache_decoded=True), seed=0)
+        list(open_eval(replace(config, eval_split="train")))
 
 
 def test_a_corrupt_image_is_named_by_workers_too(folder: Path) -> None:

@@ -20,6 +20,7 @@ def test_what_a_change_of_the_recipe_changes(done: tuple[Path, Path]) -> None:
     stream = dataclasses.replace(row, data=dataclasses.replace(row.data, dataset="wds/"))
     assert is_harmless("data.workers", row)
     assert not is_harmless("data.workers", stream)
+    assert is_harmless("data.max_corrupt", row), "a run that ended at its limit goes on with a higher one"
     assert not is_harmless("quantize.edge.bits", row)
     assert is_harmless("quantize.edge.bits", floating)
     assert not is_harmless("data.batch_size", floating)

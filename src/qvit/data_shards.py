@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -91,13 +92,15 @@ class TarShards:
 
         url = self.urls[shard]
         with gopen(url) as stream:
-            members = tar_file_expander([{"url": url, "stream": stream}])
-            for row, sample in enumerate(group_by_keys(members)):
-                image = next((sample[kind] for kind in IMAGES if kind in sample), None)
-                label = self._label(sample)
-                if (image is None and label is None) or (self.label_field and label == -1):
-                    continue
-                yield Encoded(f"{url}: {sample['__key__']}", shard, row, image, label)
+            try:
+                for row, sample in enumerate(group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))):
+                    image = next((sample[kind] for kind in IMAGES if kind in sample), None)
+                    label = self._label(sample)
+                    if (image is None and label is None) or (self.label_field and label == -1):
+                        continue
+                    yield Encoded(f"{url}: {sample['__key__']}", shard, row, image, label)
+            except tarfile.TarError as error:  # to which webdataset has added stream and path
+                raise tarfile.ReadError(error.args[0]) from None
 
     def decode(self, sample: Encoded) -> tuple[np.ndarray, int]:
         if sample.image is None:
@@ -169,13 +172,13 @@ def open_shards(config: DataConfig, split: str) -> Shards:
     require("webdataset" if tars else "datasets", f"dataset={config.dataset!r}", "data")
     if tars and config.class_map:
         raise DataError(f"class_map={config.class_map!r}: the labels of tar shards are numbers already; leave it out")
-    name, _, count = split.partition("|")
+    name, _, number = split.partition("|")
     try:
         stream = create_dataset(
             config.dataset,
             root=config.root or None,
             split=split if tars else name,
-            num_samples=int(count) if count and not tars else None,
+            num_samples=int(number) if number and not tars else None,
             input_key=None if tars else config.image_column,
             target_key=None if tars else config.label_column,
         )

@@ -106,7 +106,7 @@ class Skips:
     def _beyond(self, known: dict[str, Skipped]) -> str:
         names = "\n".join(f"  {skipped.name}: {skipped.reason}" for skipped in list(known.values())[:NAMED])
         return (
-            f"{_images(known)} training images cannot be read, more than max_corrupt={self.limit}; the first are\n{names}\n"
+            f"training images that cannot be read: {_images(known)}, more than max_corrupt={self.limit}; the first are\n{names}\n"
             f"all are in {self.file}; replace them and delete that file, or set data.max_corrupt to how many may be left out"
         )
 

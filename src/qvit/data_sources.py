@@ -188,11 +188,12 @@ def _check_columns(row: dict[str, object], config: DataConfig) -> None:
 
 
 def cannot_open(config: DataConfig, split: str, error: BaseException) -> DataError:
-    hint = (
-        "write splits as shards and a count, such as 'train-{0000..0009}.tar|50000'"
-        if config.dataset.startswith("wds/")
-        else "set dataset to a local folder or a hub name, and train_split and eval_split to splits that it has"
-    )
+    if config.dataset.startswith("wds/"):
+        hint = "write splits as shards and a count, such as 'train-{0000..0009}.tar|50000'"
+    else:
+        hint = "set dataset to a local folder or a hub name, and train_split and eval_split to splits that it has"
+    if config.dataset.startswith("hfids/"):
+        hint += ", with a count where it does not say one: 'train|50000'"
     return DataError(f"dataset={config.dataset!r}, split {split!r} cannot be opened: {error}\n{hint}")
 
 
@@ -255,6 +256,7 @@ class UnreadableError(DataError):
 
 def unreadable(image: str, error: BaseException | str) -> UnreadableError:
     """The error of one image. Loader workers hand on an exception's text alone, hence one argument and two attributes."""
-    problem = UnreadableError(f"{image} cannot be decoded: {error}; replace the file or remove it")
-    problem.image, problem.reason = image, str(error)
+    reason = str(error).partition(" <_io.")[0]  # Pillow ends with the stream and its address
+    problem = UnreadableError(f"{image} cannot be decoded: {reason}; replace the file or remove it")
+    problem.image, problem.reason = image, reason
     return problem

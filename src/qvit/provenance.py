@@ -1,7 +1,7 @@
 """What a run directory was made of: the resolved recipe and the circumstances, written at the start and checked on a resume.
 
 A directory, finished or not, must not be passed off as the result of another recipe. A resume may change what changes the
-speed and nothing else.
+speed and nothing else, and how many broken images it bears.
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ from .data_shards import PREFIXES as STREAMS
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run
 
-SPEED_ONLY = ("data.cache_decoded", "data.max_corrupt", "fit.tensorboard", "fit.checkpoint_every", "fit.keep_checkpoints")
+HARMLESS = (
+    "data.cache_decoded",
+    "data.max_corrupt",
+    "fit.tensorboard",
+    "fit.checkpoint_every",
+    "fit.keep_checkpoints",
+)
 NOT_OF_FLOAT_ROWS = ("quantize", "budget", "calibration", "uniform_baseline")
 
 
 def is_harmless(key: str, row: Recipe) -> bool:
-    """A change of this dotted key changes the speed of a row at most."""
+    """A change of this dotted key does not make a row the result of another recipe."""
     if key == "data.workers":
         return not row.data.dataset.startswith(STREAMS)  # their order depends on it
-    return key in SPEED_ONLY or (row.method == "float" and key.partition(".")[0] in NOT_OF_FLOAT_ROWS)
+    return key in HARMLESS or (row.method == "float" and key.partition(".")[0] in NOT_OF_FLOAT_ROWS)
 
 
 def begin(run: Run, row: Recipe) -> None:
