@@ -104,15 +104,15 @@ def test_the_command_line_says_how_to_continue(
     number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
-        raise InterruptionError("stopped after step 5", number)
+        raise InterruptionError(number, 5, 9, Path("run"))
 
     monkeypatch.setattr("qvit.cli_run.run_recipe", interrupted)
     recipe = tmp_path / "a recipe.toml"
     recipe.write_text('method = "float"\n[model]\nname = "vit_tiny_patch16_224"\n[data]\nroot = "x"\n')
     for more in ([], ["--resume"]):
         assert cli.main(["run", str(recipe), *more]) == code
-        text = f"qvit: stopped after step 5; continue with: qvit run '{recipe}' --resume\n"
-        assert capsys.readouterr().err == text
+        text = f"after step 5 of 9; run has what a resume needs; continue with: qvit run '{recipe}' --resume\n"
+        assert capsys.readouterr().err == f"qvit: stopped by {signal.Signals(number).name} {text}"
 
 
 def _shielded(ready: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event) -> None:

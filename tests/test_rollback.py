@@ -56,7 +56,17 @@ def go(run: Path | None, step: int, at_any_rate: bool = False, **arguments: obje
     return model, result.rollbacks
 
 
-def test_once_back_to_the_checkpoint_and_a_resume_makes_the_same_steps(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """(model, run directory) of a run of CONFIG in which nothing goes wrong."""
+    torch.manual_seed(0)
+    run = tmp_path_factory.mktemp("plain")
+    return toy_run(CONFIG, run, evaluation=None)[0], run
+
+
+def test_once_back_to_the_checkpoint_and_a_resume_makes_the_same_steps(
+    plain: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
     """Step 3 diverges, so the run goes back to checkpoint 2. Resumed before the divergence, and after it."""
     expected, rollbacks = go(tmp_path / "whole", 3)
     assert rollbacks == 1
@@ -64,11 +74,10 @@ def test_once_back_to_the_checkpoint_and_a_resume_makes_the_same_steps(tmp_path:
     assert [r["step"] for r in records] == [1, 2, 3, 3, 4, 5, 6]
     mark = {key: value for key, value in records[2].items() if key != "epoch"}
     assert mark == {"step": 3, "rolled_back_from": 3, "rolled_back_to": 2, "rate_factor": 0.5}
-    toy_run(CONFIG, tmp_path / "plain", evaluation=None)
-    plain = Run(tmp_path / "plain").read("metrics.jsonl")
+    unspoilt = Run(plain[1]).read("metrics.jsonl")
     logged = [r for r in records if "loss" in r]
-    assert logged[:2] == plain[:2]
-    assert [r["learning_rate"] for r in logged[2:]] == [r["learning_rate"] / 2 for r in plain[2:]]
+    assert logged[:2] == unspoilt[:2]
+    assert [r["learning_rate"] for r in logged[2:]] == [r["learning_rate"] / 2 for r in unspoilt[2:]]
     for most, checkpoint in ((3, 2), (5, 4)):
         run = tmp_path / f"most-{most}"
         go(run, 3, max_steps=most)
@@ -176,16 +185,16 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path: Path) -> None:
-    expected, _ = toy_run(CONFIG, tmp_path / "whole", evaluation=None)
-    run = tmp_path / "run"
-    toy_run(CONFIG, run, evaluation=None, max_steps=4)
-    cut(Run(run).checkpoints()[-1])
+def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(
+    plain: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    toy_run(CONFIG, tmp_path, evaluation=None, max_steps=4)
+    cut(Run(tmp_path).checkpoints()[-1])
     text = r"step-000000004.safetensors is damaged; it is now step-000000004.safetensors.damaged, and the run goes on from step-0+2"
     with pytest.warns(UserWarning, match=text):
-        model, _ = toy_run(CONFIG, run, evaluation=None, resume=True)
-    assert same_state(model, expected) == []
-    assert (run / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+        model, _ = toy_run(CONFIG, tmp_path, evaluation=None, resume=True)
+    assert same_state(model, plain[0]) == []
+    assert (tmp_path / "metrics.jsonl").read_text() == (plain[1] / "metrics.jsonl").read_text()
 
 
 def test_when_all_are_damaged_a_person_decides(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ of the model that the user gets back.
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
@@ -232,8 +231,8 @@ class _Trainer:
                 self.state.finish()
             if self.evaluation is not None and self.evaluated != step:
                 self._evaluate(step)
-            if _means(self.signals.received is not None)[0]:  # since the last step
-                raise self._interruption(step)
+            if self.run is not None and _means(self.signals.received is not None)[0]:  # since the last step
+                raise InterruptionError(self.signals.received, step, self.steps, self.run.folder)
         return FitResult(self.steps, self.log.progress.images_per_second(), self.top1, self.state.rollbacks)
 
     def _train_epoch(self, step: int, last: int) -> int:
@@ -360,13 +359,7 @@ class _Trainer:
 
     def _stop_being_finite(self, step: int, culprit: str) -> NoReturn:
         saved = self.run.checkpoints() if self.run is not None else []
-        where = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        tried = f"; going back and on at {self.config.rollback_factor:g} of the learning rates did not help"
-        raise NonFiniteLossError(
-            f"training stopped being finite at step {step}: {culprit} is the first tensor with NaN or infinity; {where}"
-            f"{tried if self.state.rollbacks else ''}; try a lower learning_rate, or a smaller clip_gradient",
-            step,
-        )
+        raise NonFiniteLossError(step, culprit, saved, self.config.rollback_factor if self.state.rollbacks else None)
 
     def _roll_back(self, error: NonFiniteLossError) -> int:
         """The step to go on from, at lower rates; raises the error when that was tried already."""
@@ -387,22 +380,13 @@ class _Trainer:
         self.state.save(run, step, self.config.keep_checkpoints, self.accelerator)
         self.way_back.forget_start()
         if self.stopping:
-            raise self._interruption(step)
-
-    def _interruption(self, step: int) -> InterruptionError:
-        assert self.run is not None
-        number = self.signals.received or signal.SIGTERM
-        name = signal.Signals(number).name
-        text = f"stopped by {name} after step {step} of {self.steps}; {self.run.folder} has what a resume needs"
-        return InterruptionError(text, number)
+            raise InterruptionError(self.signals.received, step, self.steps, run.folder)
 
     def _evaluates(self, step: int) -> bool:
         """Whether step number `step` is followed by an evaluation."""
-        every = self.config.evaluate_every
-        if self.evaluation is None or not every or step % self.steps_per_epoch:
+        if self.evaluation is None or step % self.steps_per_epoch:
             return False
-        epoch = step // self.steps_per_epoch
-        return math.floor(epoch / every) > math.floor((epoch - 1) / every)
+        return self.config.evaluates_after(step // self.steps_per_epoch)
 
     def _checkpoints(self, step: int) -> bool:
         """Whether step number `step` is followed by a checkpoint."""

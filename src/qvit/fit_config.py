@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -109,3 +110,8 @@ class FitConfig:
     def lock_step(self, steps: int) -> int:
         """Steps of a run of `steps` steps after which the bits are final."""
         return max(1, round(self.lock_at * steps))
+
+    def evaluates_after(self, epoch: int) -> bool:
+        """Whether the end of epoch number `epoch`, counted from 1, is followed by an evaluation."""
+        every = self.evaluate_every
+        return every > 0 and math.floor(epoch / every) > math.floor((epoch - 1) / every)

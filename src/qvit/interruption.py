@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,14 +24,18 @@ WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
 class InterruptionError(RuntimeError):
-    """Training stopped on a signal after writing a checkpoint; the text says where.
+    """Training stopped on a signal, after a step whose checkpoint is written.
 
-    signal  that was sent (in this process; SIGTERM where another one got it)
+    number       of the signal; None: another process got it, and it was SIGTERM
+    step, steps  where the run is
+    folder       its directory
     """
 
-    def __init__(self, text: str, number: int) -> None:
-        super().__init__(text)
-        self.signal = signal.Signals(number)
+    def __init__(self, number: int | None, step: int, steps: int, folder: Path) -> None:
+        self.signal = signal.Signals(number or signal.SIGTERM)
+        super().__init__(
+            f"stopped by {self.signal.name} after step {step} of {steps}; {folder} has what a resume needs"
+        )
 
 
 class Interruption:

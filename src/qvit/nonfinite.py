@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,19 @@ from torch import Tensor, nn
 class NonFiniteLossError(FloatingPointError):
     """Training met NaN or infinity; the text has the step, the tensor, the last good checkpoint and what was tried.
 
-    step  optimizer steps that were finite before
+    step         optimizer steps that were finite before
+    culprit      the first tensor that is not
+    checkpoints  of the run, oldest first
+    tried        fraction of the learning rates that did not help, None when nothing was tried
     """
 
-    def __init__(self, text: str, step: int) -> None:
-        super().__init__(text)
+    def __init__(self, step: int, culprit: str, checkpoints: Sequence[Path], tried: float | None) -> None:
+        where = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+        back = "" if tried is None else f"; going back and on at {tried:g} of the learning rates did not help"
+        super().__init__(
+            f"training stopped being finite at step {step}: {culprit} is the first tensor with NaN or infinity; {where}{back}"
+            "; try a lower learning_rate, or a smaller clip_gradient"
+        )
         self.step = step
 
 
