@@ -1,6 +1,7 @@
 """The command line: one file per verb. Each prints what it wrote and what to do next; --json FILE (or -) for machines.
 
 qvit run RECIPE [--out DIR] [--set KEY=VALUE ...] [--resume] [--dry-run]
+qvit plan RECIPE [--devices N]        time, memory and disk that it will take, measured in a minute or two
 qvit ptq MODEL --method NAME --weight-bits 8 --activation-bits 8 --data DIR      quantize without training
 qvit compare RECIPE...               methods in one table, with paired intervals
 qvit analyze MODEL                   what breaks under quantization, and a start for learned bits
@@ -24,6 +25,7 @@ from .cli_cost import add_cost
 from .cli_eval import add_eval
 from .cli_export import add_export
 from .cli_output import write_json
+from .cli_plan import add_plan
 from .cli_ptq import add_ptq
 from .cli_report import add_parser as add_report
 from .cli_run import add_run
@@ -86,6 +88,6 @@ def _resuming(argv: Sequence[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qvit", description="Learn how many bits a Vision Transformer needs.")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for add in (add_run, add_ptq, add_compare, add_analyze, add_report, add_eval, add_export, add_cost):
+    for add in (add_run, add_plan, add_ptq, add_compare, add_analyze, add_report, add_eval, add_export, add_cost):
         add(verbs).add_argument("--json", metavar="FILE", help="write the result as JSON, - for standard output")
     return parser
