@@ -9,7 +9,7 @@ from pathlib import Path
 from .data import DataConfig
 from .data_sources import holds_images
 from .finished import read_recipe
-from .recipe import FLOAT, ModelConfig, load_recipe
+from .recipe import FLOAT, LOCAL, ModelConfig, load_recipe
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def timm_model(name: str, arguments: argparse.Namespace) -> ModelConfig:
-    """The float model of a timm name with the weights that the command line gives it, or timm's."""
+    """The float model of a timm name with the weights that the command line gives it, or the name's own."""
+    if name.startswith(LOCAL):  # a run directory remembers it, and may be read from elsewhere
+        name = LOCAL + str(Path(name.removeprefix(LOCAL)).resolve())
     checkpoint = arguments.checkpoint
     return ModelConfig(name, checkpoint=checkpoint, pretrained=not checkpoint, num_classes=arguments.num_classes)
 

@@ -12,7 +12,7 @@ from torch import nn
 from .exact import in_float64
 from .float_model import create_float_model
 from .methods import METHODS
-from .recipe import FLOAT, Recipe, recipe_from_values
+from .recipe import FLOAT, LOCAL, Recipe, recipe_from_values
 from .runs import load_tensors
 
 
@@ -41,7 +41,8 @@ def read_recipe(run: Path | str) -> Recipe:
     """The resolved recipe of a run. Raises FileNotFoundError for a folder that is no run directory."""
     path = Path(run) / "recipe.json"
     if not path.exists():
-        raise FileNotFoundError(f"{run} has no recipe.json, so it is no run directory")
+        hint = f"; for the timm model in it write {LOCAL}{run}" if (Path(run) / "config.json").exists() else ""
+        raise FileNotFoundError(f"{run} has no recipe.json, so it is no run directory{hint}")
     return recipe_from_values(json.loads(path.read_text()))
 
 

@@ -1,5 +1,11 @@
 """The float model of a recipe: timm's factory, then the user's own weights.
 
+    deit_tiny_patch16_224      timm's registry
+    hf-hub:ORG/NAME            a repository of the hub in timm's format: config.json and weights
+    local-dir:FOLDER           the same as a folder, as timm.models.save_for_hf writes it
+
+The last two bring their preprocessing with them: config.json becomes `model.pretrained_cfg`, which `resolve_data` reads.
+
 Weights come from safetensors, or from a .pth that torch loads with weights_only=True; nothing is unpickled. A checkpoint
 that does not fit is refused with the keys that are missing, left over or of another shape.
 """
@@ -13,6 +19,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,20 +29,53 @@ from .runs import CheckpointError
 
 
 def create_float_model(config: ModelConfig) -> nn.Module:
-    """A timm model with its weights, in eval mode. Raises ValueError for a name or argument, CheckpointError for weights."""
-    arguments: dict[str, Any] = dict(config.arguments)
-    if config.num_classes:
-        arguments["num_classes"] = config.num_classes
+    """A timm model with its weights, in eval mode.
+
+    Raises ValueError for a name, an argument, or weights that do not fit or cannot be fetched, FileNotFoundError for a
+    local-dir: that is no folder of a model, CheckpointError for `config.checkpoint`.
+    """
+    arguments = _arguments(config)
     if ":" not in config.name and not timm.is_model(config.name):  # hf-hub:NAME and local-dir:PATH are timm's to check
-        close = get_close_matches(config.name, timm.list_models(), n=5, cutoff=0.5)
-        raise ValueError(f"timm has no model {config.name!r}; similar: {', '.join(close) or 'none'}")
+        raise ValueError(_unknown(config.name))
     try:
         model = timm.create_model(config.name, pretrained=config.pretrained, **arguments)
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError) as error:
+        raise ValueError(
+            f"{config.name} could not be fetched ({type(error).__name__}): there is no network here, no such repository, or it "
+            "needs a login. Download it as a folder where that is possible, then write local-dir:FOLDER"
+        ) from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{config.name} is no folder of a timm model ({error}); timm.models.save_for_hf writes one"
+        ) from error
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"timm cannot make {config.name} with {arguments}: {error}") from error
     if config.checkpoint:
         load_float_weights(model, Path(config.checkpoint))
     return model.eval()
+
+
+def _unknown(name: str) -> str:
+    if "/" in name or Path(name).is_dir():
+        return (
+            f"{name!r} looks like a folder or a repository, and not like the name of a timm model; write local-dir:{name} for a "
+            f"folder with config.json and weights, or hf-hub:{name}"
+        )
+    close = get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+    return f"timm has no model {name!r}; similar: {', '.join(close) or 'none'}"
+
+
+def _arguments(config: ModelConfig) -> dict[str, Any]:
+    return {**config.arguments, **({"num_classes": config.num_classes} if config.num_classes else {})}
+
+
+def architecture_of(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
+    """What timm makes this float model again from: `architecture`, a name of its registry, and `model_args`.
+
+    For a model from a repository or a folder that is what stood in its config.json, and not where that was.
+    """
+    made_with = getattr(model, "_model_args", _arguments(config))  # older versions of timm do not keep them
+    return {"architecture": model.pretrained_cfg["architecture"], "model_args": made_with}
 
 
 def load_float_weights(model: nn.Module, path: Path) -> None:

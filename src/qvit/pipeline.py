@@ -39,7 +39,7 @@ from .data_shards import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
 from .fit import FitResult, fit
 from .fit_config import FitConfig
-from .float_model import create_float_model
+from .float_model import architecture_of, create_float_model
 from .guide import Guide
 from .init_bits import apply_init_bits
 from .live_page import LivePage
@@ -339,6 +339,7 @@ def _common(
     return {
         "schema": SCHEMA,
         "model": row.model.name,
+        **architecture_of(context.model, row.model),
         "method": name,
         "method_name": row.method,
         "seed": row.seed,

@@ -25,6 +25,7 @@ from .values import from_values, to_values
 
 VERSION = 1
 FLOAT = "float"  # the method of a row that is only trained
+LOCAL = "local-dir:"  # a timm model in a folder
 
 
 class RecipeError(ValueError):
@@ -35,9 +36,10 @@ class RecipeError(ValueError):
 class ModelConfig:
     """The float model.
 
-    name         timm model name, or hf-hub:..., or local-dir:...
+    name         timm model name, or hf-hub:ORG/NAME, or local-dir:FOLDER
     arguments    further arguments of timm.create_model, such as img_size or depth
-    pretrained   timm's own weights (downloads)
+    pretrained   timm's own weights (downloads), or those of the repository or folder; in a recipe file these two bring
+                 theirs unless it says false or has a checkpoint
     checkpoint   the user's float weights: .safetensors, or a weights-only .pth
     num_classes  size of the classifier; 0 keeps what the model has
     """
@@ -143,6 +145,7 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
     for override in overrides:
         _override(table, override)
     _name_options(table)
+    _imply_weights(table)
     try:
         recipe = from_values(Recipe, table, path.name)
     except ValueError as error:
@@ -163,6 +166,13 @@ def _name_options(table: dict[str, Any]) -> None:
     options = table.setdefault("quantize", {})
     if isinstance(options, dict):
         options.setdefault("kind", kind.__name__)
+
+
+def _imply_weights(table: dict[str, Any]) -> None:
+    """Who names a repository or a folder means its weights: random ones in their place would go unnoticed."""
+    model = table.get("model")
+    if isinstance(model, dict) and ":" in str(model.get("name")) and not model.get("checkpoint"):
+        model.setdefault("pretrained", True)
 
 
 def recipe_to_values(recipe: Recipe) -> dict[str, Any]:
@@ -203,6 +213,9 @@ def _anchored(recipe: Recipe, base: Path, typed: set[str]) -> Recipe:
     prefix, _, local = dataset.partition("/")
     if prefix in ("hfds", "hfids") and local.startswith("."):
         dataset = f"{prefix}/{anchor(local, 'data.dataset')}"
+    name = model.name
+    if name.startswith(LOCAL):
+        name = LOCAL + anchor(name.removeprefix(LOCAL), "model.name")
     root, class_map = anchor(data.root, "data.root"), anchor(data.class_map, "data.class_map")
     budget = recipe.budget
     if budget is not None and budget.table is not None:
@@ -211,6 +224,6 @@ def _anchored(recipe: Recipe, base: Path, typed: set[str]) -> Recipe:
         recipe,
         init_bits=anchor(recipe.init_bits, "init_bits"),
         budget=budget,
-        model=dataclasses.replace(model, checkpoint=anchor(model.checkpoint, "model.checkpoint")),
+        model=dataclasses.replace(model, name=name, checkpoint=anchor(model.checkpoint, "model.checkpoint")),
         data=dataclasses.replace(data, dataset=dataset, root=root, class_map=class_map),
     )
