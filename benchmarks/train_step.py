@@ -1,12 +1,14 @@
 """What a step of quantization-aware training costs: head-wise learned bits against the float step of the same model.
 
     python benchmarks/train_step.py --model deit_tiny_patch16_224 --batch 8 --json -
+    python benchmarks/train_step.py --variant bf16 --variant compiled --variant bf16+compiled --variant recomputed
 
 Steps are forward, cross entropy, backward and AdamW, in train mode on random images. They take turns in one process, so that
-whatever else the machine does falls on all, and the ratio is that of the medians. Learning bits probes every few steps
-(`qvit.sensitivity`); `ratio` is that of the mean step, probes and moves of the bits included. Peak memory is the resident
-set of a fresh process that does one kind of step only; beside it what the process had taken when it was ready to start
-(for QAT that includes its calibration).
+whatever else the machine does falls on all, and the ratio is that of the medians, once of the clock and once of the processor
+time of this process, which other work disturbs less. Learning bits probes every few steps (`qvit.sensitivity`); `ratio` is that
+of the mean step, probes and moves of the bits included. A variant is a float and a QAT step computed otherwise (`qvit.compute`).
+Peak memory is the resident set of a fresh process that does one kind of step only; beside it what the process had taken when
+it was ready to start (for QAT that includes its calibration).
 """
 
 from __future__ import annotations
@@ -36,28 +38,35 @@ from qvit.spec import Spec
 
 KINDS = ("float", "qat")
 PROBE = "qat with a probe"
+WAYS = ("bf16", "compiled", "recomputed")
+Times = dict[str, list[tuple[float, float]]]
 
 
 def make(kind: str, name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """The model of a kind in train mode, images and labels."""
+    """The model of a kind ("float", "qat", "qat bf16+compiled", ...) in train mode, images and labels."""
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False)
     channels, height, width = model.pretrained_cfg["input_size"]
     images = torch.randn(batch, channels, height, width)
     labels = torch.randint(model.num_classes, (batch,))
-    if kind == "qat":
+    if kind.startswith("qat"):
         model = quantize(model, Spec(), quiet=True)
         calibrate(model, [images[:2]])
+    if "recomputed" in kind:
+        model.set_grad_checkpointing(True)
     return model.train(), images, labels
 
 
-def stepper(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+def stepper(kind: str, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
     """One training step as a function."""
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-5)
+    network = torch.compile(model) if "compiled" in kind else model
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(model(images), labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in kind):
+            logits = network(images)
+        nn.functional.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
 
     return step
@@ -79,18 +88,28 @@ def probing_stepper(model: nn.Module, images: Tensor, labels: Tensor) -> Callabl
     return step
 
 
-def interleaved(name: str, batch: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each kind of step, taking turns; two of each are warm-up."""
-    steps = {kind: stepper(*make(kind, name, batch)) for kind in KINDS}
+def interleaved(kinds: tuple[str, ...], name: str, batch: int, rounds: int) -> Times:
+    """Seconds of each kind of step, by the clock and of processor time, taking turns; two of each are warm-up."""
+    steps = {kind: stepper(kind, *make(kind, name, batch)) for kind in kinds}
     steps[PROBE] = probing_stepper(*make("qat", name, batch))
-    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
+    seconds: Times = {kind: [] for kind in steps}
     for round_ in range(rounds + 2):
         for kind, step in steps.items():
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             step()
             if round_ >= 2:
-                seconds[kind].append(time.perf_counter() - start)
+                seconds[kind].append((time.perf_counter() - start, time.process_time() - used))
     return seconds
+
+
+def medians(seconds: Times, clock: int) -> dict[str, float]:
+    """Seconds of a step of each kind; clock 0: by the clock, 1: processor time."""
+    return {kind: statistics.median(times[clock] for times in all_times) for kind, all_times in seconds.items()}
+
+
+def ratio(median: dict[str, float], every: int) -> float:
+    """Mean QAT step, one of `every` with a probe, in float steps."""
+    return ((every - 1) * median["qat"] + median[PROBE]) / every / median["float"]
 
 
 def resident_mib() -> float:
@@ -111,7 +130,7 @@ def memory(kind: str, name: str, batch: int) -> dict[str, float]:
 
 def measure_memory(kind: str, name: str, batch: int) -> dict[str, float]:
     """In the fresh process itself."""
-    step = stepper(*make(kind, name, batch))
+    step = stepper(kind, *make(kind, name, batch))
     before = resident_mib()
     for _ in range(3):
         step()
@@ -120,7 +139,7 @@ def measure_memory(kind: str, name: str, batch: int) -> dict[str, float]:
 
 def profile(name: str, batch: int) -> str:
     """Where the time of three QAT steps goes, by operator."""
-    step = stepper(*make("qat", name, batch))
+    step = stepper("qat", *make("qat", name, batch))
     step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         for _ in range(3):
@@ -137,7 +156,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", metavar="FILE", help="write the result there; - is the standard output")
     parser.add_argument("--profile", action="store_true", help="print a profile of the QAT step and stop")
-    parser.add_argument("--memory-of", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        choices=[*WAYS, "bf16+compiled", "bf16+recomputed"],
+        help="also measure steps that are computed so; may be repeated",
+    )
+    parser.add_argument("--memory-of", metavar="KIND", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
@@ -146,21 +172,25 @@ def main() -> None:
     if arguments.profile:
         print(profile(arguments.model, arguments.batch))
         return
-    peak = {kind: memory(kind, arguments.model, arguments.batch) for kind in KINDS}
-    seconds = interleaved(arguments.model, arguments.batch, arguments.rounds)
+    kinds = (*KINDS, *(f"{kind} {way}" for way in arguments.variant for kind in KINDS))
+    peak = {kind: memory(kind, arguments.model, arguments.batch) for kind in kinds}
+    seconds = interleaved(kinds, arguments.model, arguments.batch, arguments.rounds)
     every = Lagrangian().every
-    median = {kind: statistics.median(times) for kind, times in seconds.items()}
+    clock, processor = medians(seconds, 0), medians(seconds, 1)
     result = {
         "model": arguments.model,
         "batch": arguments.batch,
         "threads": arguments.threads,
         "rounds": arguments.rounds,
-        "ratio": ((every - 1) * median["qat"] + median[PROBE]) / every / median["float"],
-        "ratio_without_probes": median["qat"] / median["float"],
+        "ratio": ratio(clock, every),
+        "ratio_without_probes": clock["qat"] / clock["float"],
+        "ratio_of_processor_time": ratio(processor, every),
+        "ratio_of_processor_time_without_probes": processor["qat"] / processor["float"],
         "probe_every": every,
-        "step_ms": {kind: 1000 * value for kind, value in median.items()},
-        "peak_mib": {kind: peak[kind]["peak"] for kind in KINDS},
-        "ready_mib": {kind: peak[kind]["ready"] for kind in KINDS},
+        "step_ms": {kind: 1000 * value for kind, value in clock.items()},
+        "processor_ms": {kind: 1000 * value for kind, value in processor.items()},
+        "peak_mib": {kind: used["peak"] for kind, used in peak.items()},
+        "ready_mib": {kind: used["ready"] for kind, used in peak.items()},
         "torch": torch.__version__,
     }
     if arguments.json in (None, "-"):

@@ -176,9 +176,9 @@ def _candidate(quantizer: Quantizer, view: Tensor, weight: Tensor, bits: int) ->
     scale, offset = quantizer.scale_at(widths), quantizer.offset_at(widths)
     low, high = (float(bound) for bound in code_range(torch.tensor(float(bits)), quantizer.signed))
     s = scale.view(1, -1, 1)
-    o = torch.zeros_like(s) if offset is None else offset.view(1, -1, 1)
-    codes = ((view - o) / s).clamp_(low, high).round_()
-    error = (codes * s + o).sub_(view).square_().mul_(weight)
+    shifted = view if offset is None else view - offset.view(1, -1, 1)
+    codes = (shifted / s).clamp_(low, high).round_()
+    error = (codes * s).sub_(shifted).square_().mul_(weight)
     found = [error, codes * view, codes.square()] + ([] if offset is None else [codes])
     return torch.stack([each.sum((0, 2)) for each in found], 1)
 
