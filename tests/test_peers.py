@@ -99,6 +99,7 @@ def test_contenders_have_different_names_and_the_peers_are_complete():
     }
     assert {"eager", "compile", "ort", "openvino"} < set(keys)
     assert {f"qvit_{bits}" for bits in (8, 6, 4, 3, 2, "mixed")} < set(keys)
+    assert {f"qvit_{name}_{runtime}" for name in ("4", "mixed") for runtime in ("ort", "openvino")} < set(keys)
 
 
 def test_preparations_of_different_functions_have_different_names():
@@ -184,5 +185,9 @@ def test_a_toy_contest(tmp_path):
     assert by_width == sorted(by_width)
     sizes = [ran[f"qvit_{bits}"]["file_bytes"] for bits in (2, 3, 4, 6, 8)]
     assert sizes == sorted(sizes)
+    for name in ("4", "mixed"):
+        for runtime in {"ort", "openvino"} & {key.rpartition("_")[2] for key in ran}:
+            here, there = ran[f"qvit_{name}"], ran[f"qvit_{name}_{runtime}"]
+            assert there["relative_error"] == pytest.approx(here["relative_error"], rel=0.2)
     detail = ran["qvit_mixed"]["detail"]
     assert float(detail["gbitops"]) <= float(detail["budget"])

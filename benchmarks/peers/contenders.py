@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import network, openvino_peers, ort_peers, qvit_peers, torch_peers, torchao_peers
+from . import network, openvino_peers, ort_peers, qvit_onnx_peers, qvit_peers, torch_peers, torchao_peers
 from .task import Loaded, Task
 
 Preparation = Callable[[Task], None]
@@ -115,6 +115,21 @@ CONTENDERS = (
         for bits in qvit_peers.WIDTHS
     ),
     Contender("qvit_mixed", "qvit head-wise mixed, 3-bit budget", ENGINE, FROZEN, qvit_peers.mixed),
+    *(
+        Contender(
+            f"qvit_{name}_{runtime}",
+            f"qvit {title}, ONNX in {in_words}",
+            imports,
+            (*FROZEN, qvit_onnx_peers.export),
+            load(name),
+            restrictable=False,
+        )
+        for name, title in (("4", "4/4"), ("mixed", "head-wise mixed"))
+        for runtime, in_words, imports, load in (
+            ("ort", "ONNX Runtime", ORT, qvit_onnx_peers.in_onnxruntime),
+            ("openvino", "OpenVINO", OPENVINO, qvit_onnx_peers.in_openvino),
+        )
+    ),
     Contender(
         "qvit_ivit",
         "qvit integer-only 8/8 (I-ViT)",

@@ -9,6 +9,8 @@ not, nor does int8, whose remaining float parts then run in bfloat16. Each row s
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from .network import build
@@ -45,17 +47,16 @@ def int8(task: Task) -> None:
     openvino.save_model(quantized, task.path(_name(task, "int8")), compress_to_fp16=False)
 
 
-def _load(task: Task, kind: str, precision: str = "") -> Loaded:
-    """precision: what to compute in; the default leaves the choice to OpenVINO."""
+def load_path(task: Task, files: tuple[Path, ...], precision: str = "") -> Loaded:
+    """The model in the first of the files; precision: what to compute in, the default leaves the choice to OpenVINO."""
     if task.isa != "native":
         precision = "f32"
     import openvino
 
-    path = task.path(_name(task, kind))
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": task.threads}
     if precision:
         hints["INFERENCE_PRECISION_HINT"] = precision
-    compiled = openvino.Core().compile_model(path, "CPU", hints)
+    compiled = openvino.Core().compile_model(files[0], "CPU", hints)
 
     def run(images: np.ndarray) -> np.ndarray:
         logits: np.ndarray = compiled(images, share_inputs=True)[0]
@@ -63,7 +64,12 @@ def _load(task: Task, kind: str, precision: str = "") -> Loaded:
 
     in_force = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     detail = {"openvino": openvino.__version__, "inference_precision": in_force}
-    return Loaded(run, (path, path.with_suffix(".bin")), detail)
+    return Loaded(run, files, detail)
+
+
+def _load(task: Task, kind: str, precision: str = "") -> Loaded:
+    path = task.path(_name(task, kind))
+    return load_path(task, (path, path.with_suffix(".bin")), precision)
 
 
 def load_float(task: Task) -> Loaded:

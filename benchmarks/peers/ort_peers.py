@@ -9,6 +9,7 @@ Kernels come from MLAS, which picks its instructions by itself: there is no swit
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -89,13 +90,13 @@ def int8_dynamic(task: Task) -> None:
     quantize_dynamic(*files, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=PRODUCTS)
 
 
-def _load(task: Task, kind: str) -> Loaded:
+def load_path(task: Task, path: Path) -> Loaded:
+    """A session on an ONNX file whose input is called images."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = task.threads
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    path = task.path(_name(task, kind))
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -103,6 +104,10 @@ def _load(task: Task, kind: str) -> Loaded:
         return logits
 
     return Loaded(run, (path,), {"onnxruntime": onnxruntime.__version__, "kernels": "MLAS"})
+
+
+def _load(task: Task, kind: str) -> Loaded:
+    return load_path(task, task.path(_name(task, kind)))
 
 
 def load_float(task: Task) -> Loaded:

@@ -1,0 +1,136 @@
+"""Slow: real networks of every family and method in ONNX Runtime and OpenVINO, held against the interpreter.
+
+What is asked of a runtime: for every image, the first codes that differ differ by one and lie next to a tie. Behind them a
+network of few bits goes its own way, so shares of equal codes are only asked for where nothing can go wrong.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import timm
+
+import qvit
+import qvit_runtime
+from qvit.methods import METHODS
+from qvit.onnx_export import Agreement, OnnxExportError, agreement, onnxruntime_session, openvino_session
+from qvit.onnx_export.graph import IR_VERSION
+from qvit.onnx_export.sessions import Session
+from qvit.onnx_export.translate import translate
+from qvit_runtime import program as p
+from toy_models import FAMILIES, calibrated, images, learned, lively, mix_bits, swin, uniform, vit
+
+pytestmark = pytest.mark.slow
+
+RUNTIMES: dict[str, Callable[[bytes], Session]] = {
+    "onnxruntime": onnxruntime_session,
+    "onnxruntime, not optimized": partial(onnxruntime_session, optimized=False),
+    "openvino": openvino_session,
+}
+TRAINED = Path(__file__).parents[1] / "experiments/results/cifar10_headwise_3bit/model.qvit"
+
+
+def follows(program: p.Program, x: np.ndarray, runtime: str) -> Agreement:
+    """The runtime leaves the interpreter at ties only."""
+    found = agreement(program, x, RUNTIMES[runtime])
+    assert found.first_apart <= 1
+    assert found.first_tie < 1e-3
+    assert found.codes_equal > 0.5
+    return found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_with_learned_head_wise_bits(family: str, runtime: str) -> None:
+    model = mix_bits(learned(family))
+    follows(qvit.freeze(model), images(model, 8).numpy(), runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("toy", [vit, swin])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_uniform_bits(bits: int, toy: Callable, runtime: str) -> None:
+    model = calibrated(toy(), uniform(bits))
+    found = follows(qvit.freeze(model), images(model, 8).numpy(), runtime)
+    assert found.clear_equal > 0.8
+
+
+@pytest.mark.parametrize("toy", [vit, swin])
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_are_exported_or_refused(name: str, toy: Callable, tmp_path: Path) -> None:
+    refused = name in ("ivit", "fqvit")
+    method, bits, model = METHODS[name], 8 if refused else 6, toy()
+    config, x = method.uniform(bits, bits), images(model, 32, seed=7)
+    model = method.quantize(model, config).eval()
+    method.calibrate(model, config, [x], 1)
+    program = method.freeze(model)
+    if refused:
+        with pytest.raises(OnnxExportError, match="cannot be exported"):
+            qvit.export_onnx(program, tmp_path / "m.onnx")
+        return
+    for runtime in RUNTIMES:
+        follows(program, x[:8].numpy(), runtime)
+
+
+def test_deit_tiny_in_its_true_size(tmp_path: Path) -> None:
+    model = calibrated(lively(timm.create_model("deit_tiny_patch16_224", pretrained=False)), uniform(4), count=2)
+    program, x = qvit.freeze(model), images(model, 2).numpy()
+    assert qvit.export_onnx(program, tmp_path / "m.onnx").codes > 10_000_000
+    assert (tmp_path / "m.onnx").stat().st_size < 3_700_000  # 4 bits of 5.7 million weights, position and ends
+    for runtime in RUNTIMES:
+        follows(program, x, runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_trained_program(runtime: str) -> None:
+    program = qvit_runtime.load(TRAINED)
+    x = np.random.default_rng(0).standard_normal((16, *program.buffers[program.input].shape)).astype(np.float32)
+    assert follows(program, x, runtime).codes_equal > 0.9
+
+
+@pytest.mark.parametrize("opset", [21, 22, 23, 24, 25, 26, 27])
+def test_newer_opsets_change_nothing(opset: int) -> None:
+    model = calibrated(swin(), uniform(4))
+    x, (graph, _) = images(model, 4).numpy(), translate(qvit.freeze(model))
+    here = {name: open_session(graph.SerializeToString())(x)["output"] for name, open_session in RUNTIMES.items()}
+    graph.opset_import[0].version = opset
+    graph.ir_version = IR_VERSION[opset]
+    onnx.checker.check_model(graph, full_check=True)
+    for name, open_session in RUNTIMES.items():
+        assert np.array_equal(open_session(graph.SerializeToString())(x)["output"], here[name])
+
+
+def test_openvino_multiplies_integers() -> None:
+    """No product takes float codes: its weights would count as compressed, and the codes be quantized a second time."""
+    import openvino
+
+    model, _ = translate(qvit.freeze(calibrated(swin(), uniform(4))))
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", hints)
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    products = [fact["runtimePrecision"].get() for fact in facts if fact["layerType"].get() == "FullyConnected"]
+    assert products
+    assert set(products) == {"u8"}
+
+
+def test_openvino_reads_no_int2() -> None:
+    with pytest.raises(RuntimeError, match="INT2"):
+        agreement(
+            qvit.freeze(calibrated(vit(), uniform(2))),
+            np.zeros((1, 3, 16, 16), np.float32),
+            openvino_session,
+            int2=True,
+        )
+
+
+def test_qvit_imports_without_onnx() -> None:
+    code = "import sys; sys.modules['onnx'] = None; import qvit, qvit.cli; assert 'qvit.onnx_export' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
