@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qvit import data_streams
+from qvit import data_stream_loader
 from qvit.data import Batch, DataConfig, DataError, Splits, epoch_batches, open_data, open_eval
 from qvit.data_skips import Skipped, Skips, StandIns, first_readable
 from qvit.data_sources import UnlabelledFolder
@@ -187,7 +187,7 @@ def test_a_broken_sample_of_a_shard(
     [name] = splits.skips.read()
     assert name.endswith("train-0.tar: 0003")
     for index in range(2):
-        monkeypatch.setattr(data_streams, "this_process", lambda index=index: Share(index, 2))
+        monkeypatch.setattr(data_stream_loader, "this_process", lambda index=index: Share(index, 2))
         for part, batch in zip(epoch_of(open_data(stream, seed=0)), batches, strict=True):
             assert greys([part]) == greys([batch])[2 * index : 2 * index + 2]
     with pytest.raises(DataError, match=rf"train-0.tar: 0003 cannot be decoded: {reason}.*; replace the file"):

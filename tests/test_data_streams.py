@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from qvit import data_streams
+from qvit import data_stream_loader
 from qvit.data import Batch, DataConfig, DataError, Splits, epoch_batches, open_data, open_eval
 from qvit.data_streams import Share, shuffled
 from toy_shards import CONFIG, greys, png, write_shards, write_tar
@@ -36,7 +36,7 @@ def epoch_of(splits: Splits, epoch: int, start: int = 0) -> list[Batch]:
 
 
 def as_process(monkeypatch: pytest.MonkeyPatch, index: int, processes: int) -> None:
-    monkeypatch.setattr(data_streams, "this_process", lambda: Share(index, processes))
+    monkeypatch.setattr(data_stream_loader, "this_process", lambda: Share(index, processes))
 
 
 def test_sizes_and_labels(config: DataConfig) -> None:

@@ -23,7 +23,8 @@ from qvit.data_order import Batch, EpochOrder, SampleKey, SeededDataset
 from qvit.data_shards import PREFIXES
 from qvit.data_skips import Skips, StandIns
 from qvit.data_sources import Source, UnlabelledFolder, decode, find_split_folder, limit, open_timm
-from qvit.data_streams import SeededStream, StreamLoader, open_eval_stream, open_training_streams
+from qvit.data_stream_loader import StreamLoader, open_eval_stream, open_training_streams
+from qvit.data_streams import SeededStream
 from qvit.digits import open_digits
 from qvit.interruption import shield_worker
 from qvit.seeds import seed_of

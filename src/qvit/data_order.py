@@ -13,7 +13,7 @@ Processes: batches are global. Accelerate shards, and `Accelerator(dataloader_co
 split_batches=True))` gives process p of P the p-th slice of each batch, so all processes together see the batch that
 one process would see. `EpochOrder.deal(P)` deals the batch out first, like cards and in pairs: the pairs that mixup makes stay
 together, and the first images of all slices are the first images of the batch, which are those that a probe of the bits
-looks at. Resume: `epoch_batches(loader, order, epoch, start)` continues before batch `start`. Accelerate
+looks at. Resume: `data.epoch_batches(loader, order, epoch, start)` continues before batch `start`. Accelerate
 calls `set_epoch` on samplers with a count of its own, which a resume would start at 0 again; hence our word is `seek`.
 """
 

@@ -2,19 +2,20 @@
 
     shards, in an order drawn from (seed, epoch) -> dealt to the loader workers, one each in turn
     a worker: its shards' samples, encoded -> shuffle buffer -> batches of the *global* size
-        a full batch: this process's slice is decoded and augmented           -> given on as it is
-        what is left at the end, less than a batch: all of it is decoded      -> joined with the other workers' and sliced
+        a full batch: this process's slice is decoded and augmented      -> given on as it is
+        what is left at the end, less than a batch: all of it is decoded -> joined with the other workers' and sliced,
+                                                                            in the training process (`data_stream_loader`)
 
-So every image comes once in an epoch, whatever the number of workers and however unequal the shards (except those of the
-last N mod B places, as with any data set), an epoch has N // B batches everywhere, and since each process makes the same batches and
+So every image comes once in an epoch, whatever the number of workers and however unequal the shards (except the last
+N mod B, as with any data set), and an epoch has N // B batches everywhere. Since each process makes the same batches and
 decodes its own slice, the number of processes changes nothing and nobody waits for anybody. What it costs: every process
 reads all bytes, though it decodes only its share. Augmentation is drawn from (seed, epoch, shard, place in the shard).
 
-What a stream cannot do: its order depends on the number of workers, and there is no jumping. A resume reads the epoch once more from its
-beginning and decodes from where it stopped.
+What a stream cannot do: its order depends on the number of workers, and there is no jumping. A resume reads the epoch
+once more from its beginning and decodes from where it stopped.
 
-An unreadable image of a training stream is replaced by the next readable one of its batch (`data_skips`). A shard that
-breaks off leaves the pass short; then a further pass, in another order, fills the epoch up.
+An unreadable image of a training stream is replaced by the next readable one of its batch, and a shard that breaks off is
+noted with what is lost (`data_skips`); in an evaluation both are errors.
 """
 
 from __future__ import annotations
@@ -27,15 +28,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from qvit.augment import Transform, eval_transform, train_transform
-from qvit.data_config import DataConfig, DataError
-from qvit.data_order import Batch, check_label, dealt
-from qvit.data_shards import Encoded, Shards, open_shards
+from qvit.augment import Transform
+from qvit.data_config import DataError
+from qvit.data_order import check_label, dealt
+from qvit.data_shards import Encoded, Shards
 from qvit.data_skips import Skipped, Skips, first_readable
-from qvit.interruption import shield_worker
-from qvit.processes import process_state
 from qvit.seeds import kept_random_states, seed_of, set_random_states
 
 BUFFER = 4096  # encoded samples that a worker shuffles among: 450 MB at ImageNet's 110 kB
@@ -48,12 +47,6 @@ class Share:
     index: int = 0
     processes: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
-
-
-def this_process() -> Share:
-    """The share of this process, as Accelerate counts."""
-    state = process_state()
-    return Share(state.process_index, state.num_processes, state.device)
 
 
 class Part(NamedTuple):
@@ -166,88 +159,6 @@ class SeededStream(IterableDataset):
         return pixels, label
 
 
-class StreamLoader:
-    """Batches of a stream: in training this process's slices of an epoch's, already on its device; otherwise all of it, once.
-
-    It is no DataLoader: `accelerator.prepare` passes it by, and would only share out once more what is shared out. Workers
-    end with each pass, since they learn the epoch when they start.
-
-    Raises DataError when the batch does not divide among the processes; while reading, when an evaluation has not as many
-    images as its split declares.
-    """
-
-    def __init__(self, stream: SeededStream, workers: int) -> None:
-        if stream.batch_size % stream.share.processes:
-            raise DataError(
-                f"batch_size={stream.batch_size} does not divide among {stream.share.processes} processes; "
-                f"give a multiple of {stream.share.processes}"
-            )
-        self.dataset = stream
-        self.batch_size = stream.batch_size
-        self.parts = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=shield_worker,
-            # Without its own generator each iteration would draw from torch's global state, and so move dropout.
-            generator=torch.Generator().manual_seed(seed_of("loader", stream.seed)),
-        )
-
-    def __iter__(self) -> Iterator[Batch]:
-        """From where `dataset.seek` says."""
-        stream = self.dataset
-        if stream.batches is None:
-            return self._all_once()
-        return islice(self._slices(), stream.start, stream.batches)
-
-    def _slices(self) -> Iterator[Batch]:
-        """Slices of full batches, from as many passes as anybody wants: one, unless shards broke off.
-
-        Ends after a pass without broken shards: what an epoch still lacks then was never there.
-        """
-        stream, rests = self.dataset, list[Batch]()
-        device, places = stream.share.device, stream.places
-        for stream.turn in count():
-            found = False
-            for images, labels, is_rest in self.parts:
-                found = True
-                if is_rest:
-                    rests.append((images, labels))
-                else:
-                    yield images.to(device), labels.to(device)
-            joined, rests = _joined(rests, self.batch_size), []
-            for images, labels in joined:
-                if len(labels) == self.batch_size:
-                    yield images[places].to(device), labels[places].to(device)
-                else:
-                    rests = [(images, labels)]  # for the next pass, if there is one
-            if not found or stream.skips is None or not stream.skips.has_shards():
-                return
-
-    def _all_once(self) -> Iterator[Batch]:
-        rests, seen = list[Batch](), 0
-        for images, labels, is_rest in self.parts:
-            seen += len(labels)
-            if is_rest:
-                rests.append((images, labels))
-            else:
-                yield images, labels
-        yield from _joined(rests, self.batch_size)
-        declared = self.dataset.shards.images
-        if self.dataset.skips is None and declared not in (0, seen):
-            raise DataError(
-                f"the evaluation split declares {declared} images, but its shards hold {seen}; correct the number, or replace the shards"
-            )
-
-
-def _joined(rests: list[Batch], size: int) -> list[Batch]:
-    """Batches of `size`, and a shorter one at the end, of all rests in a row."""
-    if not rests:
-        return []
-    images, labels = (torch.cat(parts) for parts in zip(*rests, strict=True))
-    return list(zip(images.split(size), labels.split(size), strict=True))
-
-
 def shuffled(samples: Iterable[Encoded], size: int, draw: random.Random) -> Iterator[Encoded]:
     """The samples in a random order, made with a buffer of `size`: each place goes to one of the next `size` samples."""
     buffer: list[Encoded] = []
@@ -260,47 +171,3 @@ def shuffled(samples: Iterable[Encoded], size: int, draw: random.Random) -> Iter
         buffer[place] = sample
     draw.shuffle(buffer)
     yield from buffer
-
-
-def open_training_streams(config: DataConfig, seed: int, skips: Skips) -> tuple[StreamLoader, StreamLoader]:
-    """The training split twice: augmented, shuffled and shared, and plain in shard order for calibration."""
-    if config.repeated_augmentation > 1 or config.cache_decoded:
-        raise DataError("a stream has no repeated_augmentation and no cache_decoded; use 'hfds/' or folders for these")
-    shards = open_shards(config, config.train_split)
-    if shards.images < config.batch_size:
-        raise DataError(
-            f"split {config.train_split!r} declares {shards.images} images, which do not fill one batch of "
-            f"{config.batch_size}; give a smaller batch_size, or write the count behind the split: '...|50000'"
-        )
-    train = SeededStream(
-        shards,
-        train_transform(config),
-        config.batch_size,
-        seed,
-        num_classes=config.num_classes,
-        share=this_process(),
-        shuffle=True,
-        batches=shards.images // config.batch_size,
-        skips=skips,
-    )
-    return StreamLoader(train, config.workers), _everything(config, shards, seed, skips)
-
-
-def open_eval_stream(config: DataConfig) -> StreamLoader:
-    """The evaluation split, in shard order."""
-    return _everything(config, open_shards(config, config.eval_split), 0, None)
-
-
-def _everything(config: DataConfig, shards: Shards, seed: int, skips: Skips | None) -> StreamLoader:
-    stream = SeededStream(
-        shards,
-        eval_transform(config),
-        config.eval_batch_size,
-        seed,
-        num_classes=config.num_classes,
-        share=Share(),
-        shuffle=False,
-        batches=None,
-        skips=skips,
-    )
-    return StreamLoader(stream, config.workers)
