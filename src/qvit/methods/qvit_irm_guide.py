@@ -126,7 +126,8 @@ class IRMGuide:
         """Fold the statistics of the step's batches, those of all processes, into the running ones."""
         for rectifier, batches in self._statistics.items():
             moments = torch.stack([torch.stack(values).mean(0) for values in zip(*batches, strict=True)])
-            rectifier.update(*mean_over_processes(moments), self.momentum)
+            mean, variance = mean_over_processes(moments)
+            rectifier.update(mean, variance, self.momentum)
         self._statistics.clear()
 
     def drop_step(self) -> None:
