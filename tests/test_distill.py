@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from qvit.distill import CachedTeacher, Teacher, distillation_loss, fingerprint, hard_distillation_loss
 from qvit.fit_config import FitConfig
+from qvit.storage import StorageError
 from toy_models import images, vit
 from toy_training import QUICK, toy_model, toy_run
 
@@ -76,6 +80,22 @@ def test_a_row_that_was_being_written_is_made_again(tmp_path: Path) -> None:
     assert model.calls == 2
     cache.rows.flush()
     assert np.load(next(tmp_path.iterdir())).shape == (1, 4, 6)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve room")
+def test_a_cache_has_its_room_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up behind a memory map would kill the process."""
+    CachedTeacher(vit(depth=1), tmp_path / "a", {}, steps=300, batch=4, classes=5)
+    (file,) = (tmp_path / "a").iterdir()
+    assert file.stat().st_blocks * 512 >= file.stat().st_size > 300 * 4 * 6 * 2
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match=r"teacher-\w+.partial: No space left on device; 14,528 bytes were wanted"):
+        CachedTeacher(vit(depth=1), tmp_path / "b", {}, steps=300, batch=4, classes=5)
+    assert list((tmp_path / "b").iterdir()) == []
 
 
 def test_training_with_a_cached_teacher_is_the_same(tmp_path: Path) -> None:

@@ -136,6 +136,24 @@ def test_kills_inside_a_checkpoint_write(unbroken: tuple[Path, Path], tmp_path: 
     same_as_unbroken(run, whole)
 
 
+def test_a_signal_to_all_processes_of_a_run_leaves_the_loader_workers_at_work(
+    unbroken: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Service managers and schedulers send SIGTERM to everything they started; the step needs its workers to the end."""
+    recipe, whole = unbroken
+    run = tmp_path / "run"
+    arguments = [*command(recipe, run), "--resume", "--set", "data.workers=2"]
+    for steps in (3, 20):
+        life = Life(arguments)
+        life.wait_until(lambda: steps_made(run) > steps, 120)  # noqa: B023 - called within this turn
+        os.killpg(life.process.pid or 0, signal.SIGTERM)
+        assert life.end() == 75
+        made = len(lines(run / "float" / "metrics.jsonl"))
+        assert (run / "float" / "checkpoints" / f"step-{made:09d}.safetensors").exists()
+    assert Life(arguments).end() == 0
+    same_as_unbroken(run, whole)
+
+
 def test_two_processes_train_what_one_trains(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
     """Through torchrun on the CPU: the same batches, so the same accuracy up to rounding; files are written once."""
     recipe, whole = unbroken

@@ -19,6 +19,7 @@ from qvit.nonfinite import NonFiniteLossError
 from qvit.quantizer import named_quantizers
 from qvit.runs import CheckpointError, Run, load_tensors
 from qvit.seeds import seed_of
+from qvit.training_state import TrainingState
 from toy_models import vit
 from toy_training import QUICK, same_state, toy_model, toy_run
 
@@ -99,6 +100,16 @@ def test_before_the_first_checkpoint_it_is_a_run_at_lower_rates_from_the_start()
     expected, _ = toy_run(lower, evaluation=None)
     assert same_state(model, expected) == []
     assert not any(q.is_learned for q in named_quantizers(model).values())
+
+
+def test_a_state_from_before_the_moving_average_has_none() -> None:
+    model = vit(depth=1)
+    state = TrainingState(model, torch.optim.AdamW(model.parameters()), None, 0.9)
+    before = state.copied()
+    state.average(0)
+    assert state.averaged_model() is not model
+    state.load(*before)
+    assert state.averaged_model() is model
 
 
 def test_the_second_time_it_stops_and_says_what_was_tried(tmp_path: Path) -> None:

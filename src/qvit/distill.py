@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .storage import explained
+
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher || student) of logits (B, classes), mean over the batch."""
@@ -55,6 +57,8 @@ class CachedTeacher(Teacher):
     folder  where the cache lies; its name carries a fingerprint of `key`, which must hold all that decides a batch and
             its logits: data settings, seed, the teacher's weights, the process
     steps, batch, classes  shape of the cache (in the fingerprint, too); steps counts batches
+
+    Raises StorageError when the disk has no room for the whole of it.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class CachedTeacher(Teacher):
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape).flush()
+            _reserve(partial)
             os.replace(partial, path)
         self.rows = np.load(path, mmap_mode="r+", allow_pickle=False)
 
@@ -79,6 +84,19 @@ class CachedTeacher(Teacher):
             row[:, :-1] = self.model(images).float().cpu().numpy()
             row[:, -1] = 1
         return torch.from_numpy(np.asarray(row[:, :-1], np.float32)).to(images.device)
+
+
+def _reserve(path: Path) -> None:
+    """Give a sparse file its room: where a disk fills up behind a memory map, the process gets a SIGBUS and no error."""
+    size = path.stat().st_size
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with explained(path, size), open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            path.unlink()
+            raise
 
 
 def fingerprint(model: nn.Module) -> str:
