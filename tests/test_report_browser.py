@@ -69,7 +69,7 @@ def browser() -> Iterator[api.Browser]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs, one of them uniform and one of a hostile name, and an analysis."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder = tmp_path_factory.mktemp("browser") / "runs"
     write_run(folder / "a")
     write_run(folder / "b", ["result", "metrics", "bits"], seed=1, method="uniform W3A3")
     write_run(folder / "<img src=x onerror=document.title=1>", ["result", "metrics"], seed=2)
@@ -97,7 +97,7 @@ def test_everything_is_drawn_in_silence(browser: api.Browser, report: Path, widt
     assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
     expected = "rgb(21, 24, 28)" if scheme == "dark" else "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == expected
-    assert page.title() == "qvit report: runs0/<img src=x onerror=document.title=1> and 2 more"
+    assert page.title() == "qvit report: runs/<img src=x onerror=document.title=1> and 2 more"
     assert page.locator("img").count() == 0
     reader.assert_quiet()
     reader.context.close()
@@ -127,11 +127,11 @@ def test_runs_are_selected_in_all_charts_by_keyboard(browser: api.Browser, repor
     page.wait_for_selector("#accuracy-gbitops[data-drawn]")
     points = page.locator("#accuracy-gbitops path[aria-roledescription=point]")
     assert points.count() == 3
-    page.get_by_role("checkbox", name="runs0/a").focus()
+    page.get_by_role("checkbox", name="runs/a").focus()
     page.keyboard.press("Space")
     api.expect(points).to_have_count(2)
     api.expect(page.locator("#count")).to_have_text("2 of 3")
-    assert page.locator('details[data-run="runs0/a"]').is_hidden()
+    assert page.locator('details[data-run="runs/a"]').is_hidden()
     page.locator("#training-top1").scroll_into_view_if_needed()
     page.wait_for_selector("#training-top1[data-drawn]")  # drawn after the choice: it holds there, too
     api.expect(page.locator("#training-top1 path[aria-roledescription='line mark']")).to_have_count(2)
@@ -169,13 +169,13 @@ def test_tables_sort_by_number_and_say_so(browser: api.Browser, report: Path) ->
 def test_a_tensor_is_chosen_for_its_histogram(browser: api.Browser, report: Path) -> None:
     reader = Reader(browser, report, 1200, "light")
     page = reader.page
-    page.locator('details[data-run="runs0/a"]').scroll_into_view_if_needed()
-    key = page.locator('details[data-run="runs0/a"] figure[id$="-weights"]').get_attribute("id")
+    page.locator('details[data-run="runs/a"]').scroll_into_view_if_needed()
+    key = page.locator('details[data-run="runs/a"] figure[id$="-weights"]').get_attribute("id")
     page.locator(f"#{key}").scroll_into_view_if_needed()
     page.wait_for_selector(f"#{key}[data-drawn]")
     page.locator(f"#{key} select").select_option("head.weight")
     api.expect(page.locator(f"#{key}")).to_contain_text("8 bits, scale")
-    chart = page.locator('details[data-run="runs0/a"] figure[id$="-activations"]')
+    chart = page.locator('details[data-run="runs/a"] figure[id$="-activations"]')
     chart.scroll_into_view_if_needed()
     lines = chart.locator("path[aria-roledescription='line mark']")
     api.expect(lines).to_have_count(2)  # one panel per head
