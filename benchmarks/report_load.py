@@ -27,7 +27,7 @@ from playwright.sync_api import Browser, sync_playwright
 from qvit.report import make_report
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests", "runtime/tests")]
-from toy_report import write_run  # noqa: E402
+from toy_report import write_run
 
 TIMEOUT = 120_000  # milliseconds
 CHART = "accuracy-gbitops"  # the first one, below the table of the runs
