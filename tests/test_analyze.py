@@ -16,7 +16,7 @@ from qvit.analyze_config import AnalysisConfig
 from qvit.analyze_data import AnalysisData
 from qvit.analyze_finetune import Finetuning
 from qvit.components import select
-from qvit.data import Splits
+from qvit.data import Skips, Splits
 from qvit.gates import open_gates
 from qvit.paired import paired
 from test_planted_head import HEADS, planted
@@ -192,7 +192,7 @@ def trainable(model: nn.Module) -> AnalysisData:
     """The toy training run's data, 96 images to train and to measure on."""
     toy = toy_data(mixup=0.0)
     pixels = [images(model, BATCH, seed=7)]
-    splits = Splits(toy.train, toy.order, len(toy.order), pixels, toy.eval, (), 96, 96)  # type: ignore[arg-type]
+    splits = Splits(toy.train, toy.order, len(toy.order), pixels, toy.eval, (), 96, 96, Skips(0))  # type: ignore[arg-type]
     return AnalysisData(pixels, toy.eval, 96, 32, toy.config, splits)
 
 
