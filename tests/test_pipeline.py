@@ -50,6 +50,7 @@ def test_files(done: tuple[Path, Path]) -> None:
             "metrics.jsonl",
             "model.safetensors",
             "model.qvit",
+            "activations.json",
             "result.json",
         ):
             assert (row / name).is_file(), name
