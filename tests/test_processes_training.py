@@ -26,6 +26,7 @@ from qvit.outcome import load_predictions
 from qvit.quantizer import named_quantizers
 from qvit.recipe import recipe_from_values
 from qvit.runs import Run, load_tensors
+from qvit.spec import Spec
 from toy_training import toy_model
 from training_worker import CASES
 
@@ -64,7 +65,9 @@ def ended(folder: Path, rank: int) -> dict[str, Tensor]:
 
 def differences(case: str, mine: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, float, float]:
     """Largest difference of weights in steps, of logarithms of scales, and of a weight's whole move relative to the move."""
-    model = toy_model(CASES[case].spec, drop_path_rate=0.0, proj_drop_rate=0.0)
+    spec = CASES[case].spec
+    assert isinstance(spec, Spec)
+    model = toy_model(spec, drop_path_rate=0.0, proj_drop_rate=0.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(mine)
     steps, scales, moves = [], [], []
@@ -80,7 +83,7 @@ def differences(case: str, mine: dict[str, Tensor], other: dict[str, Tensor]) ->
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("case", ["learned", "uniform", "accumulated", "bf16"])
+@pytest.mark.parametrize("case", ["learned", "uniform", "accumulated", "bf16", "irm"])
 def test_every_process_ends_with_the_same_model(case: str, number: int, runs: Path) -> None:
     first = ended(runs / str(number) / case, 0)
     for rank in range(1, number):
@@ -101,6 +104,16 @@ def test_the_model_is_that_of_one_process(case: str, number: int, runs: Path) ->
     assert steps < 1e-3
     assert scales < 1e-4
     assert moves < 1e-3
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_running_statistics_are_those_of_all_images(number: int, runs: Path) -> None:
+    """IRM's: means are the mean of the processes' means, so one process's; variances within that of their means."""
+    one, several = ended(runs / "1" / "irm", 0), ended(runs / str(number) / "irm", 0)
+    names = [name for name in one if name.endswith("rectifier.mean")]
+    assert names
+    for name in names:
+        torch.testing.assert_close(several[name], one[name], rtol=0.0, atol=1e-4)
 
 
 @pytest.mark.parametrize("number", [2, 3])

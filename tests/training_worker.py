@@ -19,11 +19,13 @@ from qvit.augment import eval_transform
 from qvit.budget import Budget
 from qvit.data import EpochOrder, SeededDataset
 from qvit.fit_config import FitConfig
+from qvit.guide import Guide
+from qvit.methods import QViTIRM, qvit_irm
 from qvit.processes import process_state
 from qvit.runs import save_tensors
 from qvit.shared_evaluation import evaluate_together, share_of
 from qvit.spec import Spec
-from toy_models import uniform
+from toy_models import uniform, vit
 from toy_training import CLASSES, three_bits, toy_data, toy_model, toy_run
 
 BATCH = 48  # slices of 2 and of 3 processes are even, and so are the parts of them that a probe looks at
@@ -33,10 +35,10 @@ LEARNED = FitConfig(**SETTINGS, allocation=Lagrangian(every=1, warm_up=2))  # ty
 
 @dataclass(frozen=True)
 class Case:
-    """A run: config, the bits, and the images of a batch."""
+    """A run: config, what is quantized and how, and the images of a batch."""
 
     config: FitConfig
-    spec: Spec = field(default_factory=Spec)
+    spec: Spec | QViTIRM = field(default_factory=Spec)
     batch: int = BATCH
     budget: Budget | None = None
 
@@ -46,6 +48,7 @@ CASES = {
     "uniform": Case(FitConfig(**SETTINGS), uniform(3)),  # type: ignore[arg-type]
     "accumulated": Case(FitConfig(**{**SETTINGS, "accumulate": 2, "epochs": 1.0}), uniform(3), batch=24),  # type: ignore[arg-type]
     "bf16": Case(FitConfig(**SETTINGS, precision="bf16"), uniform(3)),  # type: ignore[arg-type]
+    "irm": Case(FitConfig(**SETTINGS), QViTIRM(3, 3)),  # type: ignore[arg-type]
     "indivisible": Case(FitConfig(**SETTINGS), uniform(3), batch=16),  # type: ignore[arg-type]
 }
 
@@ -60,11 +63,18 @@ def uneven_split(images: int = 50, batch: int = 8) -> DataLoader:
 
 def run_case(case: Case, folder: Path) -> None:
     """Train, evaluate, write; or write the text of the error."""
-    model = toy_model(case.spec, drop_path_rate=0.0, proj_drop_rate=0.0)
+    guide: Guide | None = None
+    if isinstance(case.spec, QViTIRM):
+        teacher = vit(depth=1)
+        model = qvit_irm.quantize(teacher, case.spec)
+        qvit_irm.calibrate(model, [images for images, _ in toy_data().eval])
+        guide = qvit_irm.guide(model, case.spec, teacher)
+    else:
+        model = toy_model(case.spec, drop_path_rate=0.0, proj_drop_rate=0.0)
     split, data = uneven_split(), toy_data(batch_size=case.batch)
     name = f"rank-{process_state().process_index}"
     try:
-        toy_run(case.config, folder / "run", model, data, budget=case.budget, evaluation=split)
+        toy_run(case.config, folder / "run", model, data, budget=case.budget, guide=guide, evaluation=split)
     except ValueError as error:
         (folder / f"{name}.txt").write_text(str(error))
         return
