@@ -131,6 +131,18 @@ def test_without_a_factor_it_stops_at_once(tmp_path: Path) -> None:
     assert Run(tmp_path).read("metrics.jsonl") == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("rollback_factor", 1.5, "fit.rollback_factor is 1.5; it must lie between 0 and 1"),
+        ("keep_checkpoints", 0, "fit.keep_checkpoints is 0; it must be positive"),
+    ],
+)
+def test_choices_are_checked(name: str, value: float, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        replace(CONFIG, **{name: value})  # type: ignore[arg-type]
+
+
 def test_a_checkpoint_is_always_finite(tmp_path: Path) -> None:
     """The update of step 3 is finite, what it leaves is not: checkpoint 4 is not written, 2 is the way back."""
     model, spoilt = toy_model(), []
