@@ -6,6 +6,7 @@ network of few bits goes its own way, so shares of equal codes are only asked fo
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import timm
+from PIL import Image
 
 import qvit
 import qvit_runtime
@@ -34,6 +36,7 @@ RUNTIMES: dict[str, Callable[[bytes], Session]] = {
     "onnxruntime, not optimized": partial(onnxruntime_session, optimized=False),
     "openvino": openvino_session,
 }
+PAGE = Path(__file__).parents[1] / "docs/onnx.md"
 TRAINED = Path(__file__).parents[1] / "experiments/results/cifar10_headwise_3bit/model.qvit"
 
 
@@ -129,6 +132,19 @@ def test_openvino_reads_no_int2() -> None:
             openvino_session,
             int2=True,
         )
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    qvit_runtime.save(qvit.freeze(calibrated(vit(), uniform(4))), "model.qvit")
+    Image.new("RGB", (40, 30), (200, 100, 50)).save("cat.jpg")
+    names: dict[str, np.ndarray] = {}
+    shapes = []
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(block, names)
+        shapes.append(names["logits"].shape if "logits" in names else None)
+    assert shapes == [None, (2, 5), (2, 5), (2, 5)]
+    assert names["images"].shape == (1, 3, 16, 16)
 
 
 def test_qvit_imports_without_onnx() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -34,5 +33,5 @@ def export_onnx(program: p.Program, path: Path | str, int2: bool = False) -> Ver
     onnx.checker.check_model(model, full_check=True)
     shape = program.buffers[program.input].shape
     verification = verify(model, t, np.random.default_rng(0).standard_normal((IMAGES, *shape)).astype(np.float32))
-    write_atomic(Path(os.fspath(path)), model.SerializeToString())
+    write_atomic(Path(path), model.SerializeToString())
     return verification
