@@ -93,7 +93,8 @@ def _label(histogram: Histogram) -> str:
     if histogram.groups == 1:
         return bits
     place = place_of(histogram.tensor, histogram.group, histogram.groups)
-    return f"{place.role} h{place.head}: {bits}"
+    role = "" if histogram.scale is None else f"{place.role} "  # tells q, k and v of one weight apart
+    return f"{role}h{place.head}: {bits}"
 
 
 @cache
