@@ -61,6 +61,14 @@ def test_activations_are_linear_in_the_batch() -> None:
     assert predicted > 7 * saved_activations(vit(depth=1), torch.zeros(1, 3, 16, 16), FitConfig())
 
 
+def test_recomputed_blocks_keep_their_input_alone() -> None:
+    """Each further block adds its input, 17 tokens of 16 channels, and nothing else."""
+    images, config = torch.zeros(2, 3, 16, 16), FitConfig(checkpoint_activations=True)
+    two, three = (saved_activations(vit(depth=depth), images, config) for depth in (2, 3))
+    assert three - two == 2 * 17 * 16 * FLOAT
+    assert two < saved_activations(vit(depth=2), images, FitConfig())
+
+
 def test_bf16_keeps_less() -> None:
     model = vit(depth=1)
     images = torch.zeros(2, 3, 16, 16)

@@ -8,7 +8,8 @@ belongs to the weights (their fake-quantized copies, the codes of their gradient
 1 is no guide: there some transposed copies are views.
 
 The sum is an estimate of the peak: activations go while gradients come, which makes it too high; temporaries inside one
-operation, the sensitivities of a probe, and what the allocator keeps in reserve make it too low.
+operation, the sensitivities of a probe, a block whose activations are recomputed (`fit.checkpoint_activations`), and what the
+allocator keeps in reserve make it too low.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .allocate import Published
+from .compute import activations_recomputed
 from .fit_config import FitConfig
 from .optimizer import make_optimizer, parameter_groups
 from .quantizer import named_quantizers
@@ -85,7 +87,8 @@ def saved_activations(model: nn.Module, images: Tensor, config: FitConfig) -> in
 
     was_training = model.training
     precision = torch.autocast(images.device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precision:
+    recomputed = activations_recomputed(model) if config.checkpoint_activations else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), precision, recomputed:
         output = model.train()(images)
     model.train(was_training)
     del output
