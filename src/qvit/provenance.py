@@ -25,6 +25,7 @@ HARMLESS = (
     "data.max_corrupt",
     "fit.tensorboard",
     "fit.checkpoint_every",
+    "fit.checkpoint_activations",
     "fit.keep_checkpoints",
 )
 NOT_OF_FLOAT_ROWS = ("quantize", "budget", "calibration", "uniform_baseline")
