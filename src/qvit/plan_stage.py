@@ -22,10 +22,8 @@ from .processes import process_state
 from .recipe import FLOAT, Recipe
 from .rehearsal import Stopwatch
 
-STEP_OF_FORWARD = (
-    8  # a training step with distillation takes about as long as this many forward passes of the float model
-)
-JUDGEMENT_OF_FORWARD = 20  # and judging an image: float64 twice, the interpreter in numpy, the float model
+STEP_OF_FORWARD = 8  # forward passes of the float model that a training step takes as long as, teacher included
+JUDGEMENT_OF_FORWARD = 20  # the same of judging: float64 twice, the interpreter in numpy, the float model
 STEPS_REHEARSED = 13
 MOST_JUDGED = 256  # images that the rehearsal judges at most
 PHOTOGRAPH = (500 / 224, 375 / 224)  # width and height of ImageNet's usual photograph, in sides of the network's input

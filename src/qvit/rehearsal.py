@@ -58,7 +58,7 @@ class StepSeconds:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was measured of one row of a recipe, in seconds; None where the row has no such part.
+    """What was measured of one row of a recipe, in seconds; None, or 0, where the row has no such part.
 
     steps        of training
     memory       of training, on one device
