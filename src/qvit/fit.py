@@ -7,7 +7,8 @@
 The loop is one for float and quantized models; what moves the bits is `bit_schedule`'s business. What happens around a
 step is a function of (seed, step) alone: data order and augmentation (`data_order`), mixup, dropout (the random state is
 set before every step), learning rates, the lock. So a checkpoint holds tensors and a step number, and a resumed run
-continues bit for bit. A method that adds to the loss does so through a `guide`.
+continues bit for bit. A method that adds to the loss does so through a `guide`. What a signal does to a run is said in
+`interruption`, what a loss that is not finite does in `rollback`.
 
 Accelerate owns device, processes and gradient averaging; nothing distributed is written here. Processes share each batch
 and each evaluation; files are the main process's (`training_log`). How a step is computed is said in `compute`. Precision is
