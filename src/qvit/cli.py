@@ -8,6 +8,7 @@ qvit analyze MODEL                   what breaks under quantization, and a start
 qvit report RUN... -o report.html    runs as one page
 qvit eval WHAT [--data DIR]          a run directory, a .qvit artifact, a recipe (its float model) or a timm model name
 qvit export MODEL.qvit -o MODEL.onnx    for ONNX Runtime and OpenVINO
+qvit card RUN --license ID           a run as a folder to publish: artifact, ONNX, model card
 qvit cost MODEL --weight-bits 4 --activation-bits 4
 """
 
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from .cli_analyze import add_analyze
+from .cli_card import add_card
 from .cli_compare import add_compare
 from .cli_cost import add_cost
 from .cli_eval import add_eval
@@ -88,6 +90,17 @@ def _resuming(argv: Sequence[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qvit", description="Learn how many bits a Vision Transformer needs.")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for add in (add_run, add_plan, add_ptq, add_compare, add_analyze, add_report, add_eval, add_export, add_cost):
+    for add in (
+        add_run,
+        add_plan,
+        add_ptq,
+        add_compare,
+        add_analyze,
+        add_report,
+        add_eval,
+        add_export,
+        add_card,
+        add_cost,
+    ):
         add(verbs).add_argument("--json", metavar="FILE", help="write the result as JSON, - for standard output")
     return parser

@@ -75,7 +75,8 @@ def architecture_of(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
     For a model from a repository or a folder that is what stood in its config.json, and not where that was.
     """
     made_with = getattr(model, "_model_args", _arguments(config))  # older versions of timm do not keep them
-    return {"architecture": model.pretrained_cfg["architecture"], "model_args": made_with}
+    described: Any = model.pretrained_cfg
+    return {"architecture": described["architecture"], "model_args": made_with}
 
 
 def load_float_weights(model: nn.Module, path: Path) -> None:
