@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qvit import data_stream_loader
-from qvit.data import Batch, DataConfig, DataError, Splits, epoch_batches, open_data, open_eval
-from qvit.data_streams import Share, shuffled
+from qvit import data_stream_loader, data_streams
+from qvit.augment import eval_transform
+from qvit.data import Batch, DataConfig, DataError, Splits, StreamLoader, epoch_batches, open_data, open_eval
+from qvit.data_shards import Encoded
+from qvit.data_streams import Part, SeededStream, Share, shuffled
 from toy_shards import CONFIG, greys, png, write_shards, write_tar
 
 pytestmark = [
@@ -80,6 +88,16 @@ def test_epochs_and_seeds_differ(config: DataConfig) -> None:
     orders = [greys(epoch_of(splits, epoch)) for epoch in (0, 1)] + [greys(epoch_of(open_data(config, seed=1), 0))]
     assert len({tuple(order) for order in orders}) == 3
     assert orders[0] == greys(epoch_of(splits, 0)), "an epoch can be had again"
+
+
+def test_augmentation_belongs_to_the_image(config: DataConfig) -> None:
+    """Workers change the order, and so the place of an image, not what becomes of it."""
+    seen = []
+    for workers in (0, 2):
+        splits = open_data(replace(config, workers=workers, train_crop="pad", color_jitter=0.5), seed=0)
+        seen.append([image.numpy().tobytes() for images, _ in epoch_of(splits, 0) for image in images])
+    assert seen[0] != seen[1]
+    assert sorted(seen[0]) == sorted(seen[1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -181,9 +199,72 @@ def test_refusals(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         open_data(config, seed=0)
 
 
-@pytest.mark.parametrize("size", [1, 7, 100])
-def test_the_shuffle_buffer_gives_everything_once(size: int) -> None:
-    order = list(shuffled(range(50), size, random.Random(0)))  # type: ignore[arg-type]  # any items will do
-    assert sorted(order) == list(range(50))
-    assert (order == list(range(50))) == (size == 1)
+@given(items=st.integers(0, 60), size=st.integers(1, 70), seed=st.integers(0, 9))
+def test_the_shuffle_buffer_gives_everything_once(items: int, size: int, seed: int) -> None:
+    order = list(shuffled(range(items), size, random.Random(seed)))  # type: ignore[arg-type]  # any items will do
+    assert sorted(order) == list(range(items))
     assert all(place >= item - size for place, item in enumerate(order)), "nothing comes before it is read"
+    assert size > 1 or order == list(range(items))
+
+
+class NumberedShards:
+    """Shards without files: sample after sample a grey level, counted through all shards."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes, self.images = sizes, sum(sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def name(self, shard: int) -> str:
+        return f"shard {shard}"
+
+    def length(self, shard: int) -> int | None:
+        return self.sizes[shard]
+
+    def read(self, shard: int) -> Iterator[Encoded]:
+        for row in range(self.sizes[shard]):
+            yield Encoded(f"{shard}/{row}", shard, row, sum(self.sizes[:shard]) + row, 0)
+
+    def decode(self, sample: Encoded) -> tuple[np.ndarray, int]:
+        return np.full((16, 16, 3), sample.image, np.uint8), 0
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    size=st.integers(1, 3),
+    processes=st.integers(1, 3),
+    workers=st.integers(1, 3),
+)
+@settings(deadline=None)
+def test_any_shards_any_split(sizes: list[int], size: int, processes: int, workers: int) -> None:
+    """Slices of all processes, from workers that are played one after the other: the batches of one process, each image once."""
+    batch = size * processes
+    batches = sum(sizes) // batch
+
+    def epoch(index: int, count: int) -> list[list[int]]:
+        stream = SeededStream(
+            NumberedShards(sizes),
+            eval_transform(CONFIG),
+            batch,
+            0,
+            num_classes=None,
+            share=Share(index, count),
+            shuffle=True,
+            batches=batches,
+            skips=None,
+        )
+        loader = StreamLoader(stream, 0)
+        with pytest.MonkeyPatch.context() as patch:
+            worker = SimpleNamespace(id=0, num_workers=workers)
+            patch.setattr(data_streams, "get_worker_info", lambda: worker)
+            parts: list[Part] = []
+            for worker.id in range(workers):
+                parts += stream
+        loader.parts = parts  # type: ignore[assignment]
+        return [greys([part]) for part in loader]
+
+    whole, slices = epoch(0, 1), [epoch(index, processes) for index in range(processes)]
+    seen = [grey for part in whole for grey in part]
+    assert len(seen) == len(set(seen)) == batches * batch
+    assert [sorted(part) for part in whole] == [sorted(chain(*parts)) for parts in zip(*slices, strict=True)]
