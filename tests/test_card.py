@@ -19,7 +19,7 @@ from PIL import Image
 
 import qvit_runtime
 from qvit.card import write_card
-from qvit.card_facts import Facts, read_facts
+from qvit.card_facts import CardError, Facts, public, read_facts
 from qvit.card_text import readme
 from qvit.cli import main
 from qvit.data import DataConfig, resolve_data
@@ -208,6 +208,55 @@ def test_no_path_user_or_host_gets_into_the_folder(done: tuple[Path, Path], tmp_
     assert "80 images of a data set of the author, which were not trained on" in text
     assert "weights: the author's own, then 0.5 epochs" in text
     assert text.count("vit_tiny_patch16_224") > 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "/data",
+            "~",
+            "~me",
+            "./x",
+            "../x",
+            "a/b/c",
+            "x=/data",
+            "C:\\\\x",
+            "local-dir:/x",
+            "hfds//data",
+            "hfds/./x",
+            "hfds/../x",
+        ),
+        *("hf-hub:../x", "hf-hub:a/b/c", "hfds/a/~b", "wds/{0..9}.tar"),
+    ],
+)
+def test_what_may_be_a_path_is_hidden(text: str) -> None:
+    assert public({"a": [text, 1, None]}) == {"a": ["...", 1, None]}
+
+
+@pytest.mark.parametrize(
+    "text", ["hf-hub:org/name", "hf-hub:org/name@v1.2", "hfds/cifar10", "hfids/a-b/c_d", "adamw", "", "1.0"]
+)
+def test_names_are_shown(text: str) -> None:
+    assert public(text) == text
+
+
+def test_an_older_run_from_the_hub_does_not_say_its_architecture(done: tuple[Path, Path], tmp_path: Path) -> None:
+    """Runs from before result.json had it: a name of timm's registry says it, a repository does not."""
+    run = shutil.copytree(done[1], tmp_path / "run")
+    result, recipe = read_result(run), json.loads((run / "recipe.json").read_text())
+    del result["architecture"], result["model_args"]
+    (run / "result.json").write_text(json.dumps(result))
+    recipe["model"]["name"] = "vit_tiny_patch16_224.augreg_in21k"
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    facts = read_facts(run)
+    assert (facts.architecture, facts.model_args["embed_dim"]) == ("vit_tiny_patch16_224", 16)
+    recipe["model"]["name"] = "hf-hub:someone/vit"
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(
+        CardError, match="made by an older qvit from hf-hub:someone/vit and does not say which architecture"
+    ):
+        read_facts(run)
 
 
 def test_names_on_the_hub_are_kept(facts: Facts) -> None:

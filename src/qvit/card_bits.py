@@ -76,5 +76,5 @@ def head_table(found: list[Widths]) -> list[list[str]]:
     roles = [role for role in dict.fromkeys(w.role for w in found) if role in differing]
     cells = {(w.layer, w.role): w.text for w in found}
     layers = list(dict.fromkeys(w.layer for w in found if w.role in roles))
-    table = [[layer, *(cells[layer, role] for role in roles)] for layer in layers]
+    table = [[layer, *(cells.get((layer, role), "") for role in roles)] for layer in layers]
     return [["block", *roles], *table] if roles else []
