@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a one-core machine
 ]
 SIZES = (5, 1, 4)
+
+
+@pytest.fixture(autouse=True)
+def _no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that names broken images lies in the folder for temporary files where nothing else is said."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # on a one-core machine
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that names broken images lies in the folder for temporary files where nothing else is said."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def epoch_of(splits: Splits, epoch: int = 0, start: int = 0) -> list[Batch]:

@@ -1,6 +1,7 @@
 """Every kind of data set opens, keeps its splits apart, and says in plain words what is wrong with it."""
 
 import importlib.util
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,12 @@ CONFIG = DataConfig(
     eval_batch_size=4,
 )
 CIFAR = Path(__file__).parents[1] / ".." / "shared" / "data" / "cifar10"
+
+
+@pytest.fixture(autouse=True)
+def _no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that names broken images lies in the folder for temporary files where nothing else is said."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def paint(path: Path, grey: int) -> None:
