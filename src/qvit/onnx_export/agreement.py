@@ -1,6 +1,8 @@
 """agreement(): how far a runtime follows the interpreter on given images, in codes and in classes.
 
-Two sessions: the model as it is gives the outputs; a copy whose quantized codes are outputs too gives the codes.
+Two sessions: the model as it is gives the outputs; a copy whose quantized codes are outputs too gives the codes. A copy, because
+OpenVINO fuses less around tensors that are outputs and then rounds otherwise: its copy is nearer to the interpreter than the
+model, of which only the outputs speak. ONNX Runtime runs the same nodes in both.
 
 A runtime computes its float ops in another order than the interpreter, so now and then a value next to a tie falls to the
 other side, and behind that everything moves a little, which in a network of few bits can be much. So for each image the

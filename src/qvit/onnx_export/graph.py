@@ -6,8 +6,8 @@ reads well, since a node only names what exists already. Names start with the op
 Integer weights are stored in the narrowest type that holds them: int4 up to 4 bits, else int8; int2 up to 2 bits when asked
 for. A narrow constant passes a Cast to int8 before its DequantizeLinear. Both runtimes fold that Cast when they load the
 file, and see the int8 weights that they have integer kernels for. Without it they take the weight for a compressed float
-one: ONNX Runtime then multiplies in float, OpenVINO quantizes the activations a second time, dynamically, and is off by 1 %
-of the values. The file is the same size either way.
+one: ONNX Runtime then multiplies in float, OpenVINO quantizes the activations a second time, dynamically, and its products
+are off by about 1 % of their spread. The file is the same size either way.
 """
 
 from __future__ import annotations
