@@ -7,27 +7,24 @@
 The loop is one for float and quantized models; what moves the bits is `bit_schedule`'s business. What happens around a
 step is a function of (seed, step) alone: data order and augmentation (`data_order`), mixup, dropout (the random state is
 set before every step), learning rates, the lock. So a checkpoint holds tensors and a step number, and a resumed run
-continues bit for bit. A method that adds to the loss does so through a `guide`. What a signal does to a run is said in
-`interruption`, what a loss that is not finite does in `rollback`.
+continues bit for bit. What is minimised is `step_loss`; a method adds to it through a `guide`. What a signal does to a run is
+said in `interruption`, what a loss that is not finite does in `rollback`.
 
 Accelerate owns device, processes and gradient averaging; nothing distributed is written here. Processes share each batch
-and each evaluation; files are the main process's (`training_log`). How a step is computed is said in `compute`. Precision is
-one torch.autocast around the forward pass: Accelerate's own would stay in force for the whole process and patch `forward`
-of the model that the user gets back.
+and each evaluation; files are the main process's (`training_log`). How a step is computed is said in `compute`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch import Tensor, nn
@@ -37,8 +34,8 @@ from .allocate import Published
 from .bit_schedule import BitSchedule
 from .budget import Budget, check_budget
 from .compute import activations_recomputed, check_compute
-from .data import DataConfig, EpochOrder, SeededStream, StreamLoader, mixup_batch
-from .distill import Teacher, distillation_loss, hard_distillation_loss
+from .data import DataConfig, EpochOrder, SeededStream, StreamLoader
+from .distill import Teacher
 from .feature_distill import FeatureDistillation, FeatureGuide, principal_components
 from .fit_config import FitConfig
 from .guide import Guide
@@ -52,11 +49,10 @@ from .runs import Run
 from .seeds import seed_of
 from .shared_evaluation import evaluate_together, share_of
 from .step_batches import StepBatches, batches_in_epoch, check_divides
+from .step_loss import Network, StepLoss
 from .storage import check_writable
 from .training_log import TrainingLog, evaluated_before
 from .training_state import TrainingState
-
-Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ class _Trainer:
         on_log: Callable[[], None] | None,
         quiet: bool,
     ) -> None:
-        self.config, self.data, self.run = config, data, run
+        self.config, self.run = config, run
         self.guides = [] if guide is None else [guide]
         self.allocated, self.on_log = allocated, on_log
         self.accelerator = Accelerator(
@@ -198,6 +194,7 @@ class _Trainer:
         if isinstance(teacher, nn.Module):
             teacher = Teacher(teacher.to(self.accelerator.device))
         self.teacher = teacher
+        self.loss = StepLoss(config, data, teacher, self.guides)
         self.bits: BitSchedule | None = None
         if budget is not None and any(q.is_learned for q in named_quantizers(model).values()):
             self.bits = BitSchedule(model, budget, config, self.lock_step)
@@ -270,7 +267,7 @@ class _Trainer:
             sync = nullcontext() if last else self.accelerator.no_sync(self.model)
             with sync, probe:
                 network = self.model if probed and last else self.fast  # compiled code does not see hooks
-                loss = self._loss(network, images, labels, step * parts + part)
+                loss = self.loss(network, images, labels, step * parts + part)
                 if bad is None and not torch.isfinite(loss):
                     bad = images  # go on: other processes are waiting for the gradients of this one
                 total += float(loss.detach()) / parts
@@ -292,32 +289,6 @@ class _Trainer:
         self.state.average(step - self.lock_step)
         return {"loss": total, "gradient_norm": norm}
 
-    def _loss(self, network: Network, images: Tensor, labels: Tensor, batch_number: int) -> Tensor:
-        targets = labels
-        if self.data is not None:
-            images, targets = mixup_batch(images, labels, self.data, self.config.seed, batch_number)
-        with ExitStack() as watching:
-            for guide in self.guides:
-                watching.enter_context(guide.watch())
-            loss = self._watched_loss(network, images, targets, batch_number)
-            for guide in self.guides:
-                further = guide.loss(images)
-                loss = loss if further is None else loss + further
-        return loss
-
-    def _watched_loss(self, network: Network, images: Tensor, targets: Tensor, batch_number: int) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = network(images)
-        loss = F.cross_entropy(logits.float(), targets)
-        if self.config.distillation > 0 and self.teacher is not None:
-            wanted = self.teacher.logits(images, batch_number)
-            if self.config.hard_distillation:
-                taught = hard_distillation_loss(logits, wanted)
-            else:
-                taught = distillation_loss(logits, wanted, self.config.temperature)
-            loss = (1 - self.config.distillation) * loss + self.config.distillation * taught
-        return loss
-
     def _feature_guide(self, options: FeatureDistillation) -> FeatureGuide:
         """A resume finds the same components: they come from the first batches of the first epoch."""
         assert self.teacher is not None
@@ -338,7 +309,7 @@ class _Trainer:
         ):
             torch.manual_seed(seed_of("probe", self.config.seed, number, self.accelerator.process_index))
             with self.bits.probe(len(images), 1):
-                self.accelerator.backward(self._loss(self.model, images, labels, number))
+                self.accelerator.backward(self.loss(self.model, images, labels, number))
             self.raw.zero_grad(set_to_none=True)
             self.bits.remember()
         if not self.allocated:
