@@ -91,18 +91,6 @@ def test_a_width_below_that_of_the_type_is_clipped() -> None:
     assert {"Min", "Max"} <= set(kinds(verified(linear_program((4, 8)))))  # the low end of the narrow head
 
 
-def test_products_of_two_activations_are_rounded_before_they_are_scaled() -> None:
-    """Else OpenVINO scales one of the two activations and sums rounded terms."""
-    model = verified(toys.vit_program(depth=2))
-    inputs = {node.output[0]: list(node.input) for node in model.graph.node}
-    rounded = [node for node in model.graph.node if node.op_type == "Round"]
-    assert len(rounded) == 2 * 2  # q k^T and attention v of two blocks
-    producers = {node.output[0]: node.op_type for node in model.graph.node}
-    assert {producers[node.input[0]] for node in rounded} == {"MatMul"}
-    readers = {name for name, read in inputs.items() if {node.output[0] for node in rounded} & set(read)}
-    assert {producers[name] for name in readers} == {"Mul"}
-
-
 @pytest.mark.parametrize("bits", [3, 6, 8])
 def test_two_scaled_codes(bits: int) -> None:
     verified(integer_toys.regions_program(bits=bits))

@@ -168,18 +168,7 @@ def query_key(t: Translation, op: p.QueryKey) -> Tensors:
     rank = len(t.shape(op.key)) + 1
     transposed = t.graph.add("Transpose", key, perm=[*range(rank - 2), rank - 1, rank - 2])
     factor = _head_rest(t, op.query) * _head_rest(t, op.key) * op.factor
-    product = _whole(t, t.graph.add("MatMul", query, transposed), op.query, op.key)
-    return Tensors((scaled(t, product, factor),))
-
-
-def _whole(t: Translation, product: str, *buffers: str) -> str:
-    """Round a product of bare codes, which are integers already.
-
-    Else OpenVINO moves the factor behind a product of two activations into one of them, and sums rounded terms: values are then
-    off by 1e-6 of themselves, and so many more codes fall to the other side of a tie.
-    """
-    bare = all(unit == 1.0 for buffer in buffers for unit in t.tensors[buffer].units)
-    return t.graph.add("Round", product) if bare else product
+    return Tensors((scaled(t, t.graph.add("MatMul", query, transposed), factor),))
 
 
 def attention_value(t: Translation, op: p.AttentionValue) -> Tensors:
@@ -187,7 +176,6 @@ def attention_value(t: Translation, op: p.AttentionValue) -> Tensors:
     value = t.tensors[op.value].names[0]
     products = [t.graph.add("MatMul", part, value) for part in t.tensors[op.attention].names]
     total = products[0] if len(products) == 1 else t.graph.add("Add", *products)
-    total = _whole(t, total, op.attention, op.value)
     factor = _head_rest(t, op.value)
     if len(products) == 1:
         factor = factor * _head_rest(t, op.attention)
