@@ -168,6 +168,7 @@ def test_published_moves_all_bits_in_step() -> None:
     ("kind", "change", "text"),
     [
         (Lagrangian, {"every": 0}, r"Lagrangian.every is 0; it must be positive"),
+        (Lagrangian, {"weight_factor": 0.0}, r"Lagrangian.weight_factor is 0.0; it must be positive"),
         (Lagrangian, {"rate": 0.0}, r"Lagrangian.rate is 0.0; it must be positive"),
         (Lagrangian, {"warm_up": -1}, r"Lagrangian.warm_up is -1; it must not be negative"),
         (Lagrangian, {"decay": 1.0}, r"Lagrangian.decay is 1.0; it must lie in \[0, 1\)"),

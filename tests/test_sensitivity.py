@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qvit.allocate import Lagrangian
+from qvit.fit_config import FitConfig
 from qvit.quantizer import Quantizer, named_quantizers
 from qvit.sensitivity import Sensitivity
 from qvit.spec import PerChannel, SharedScale, SingleScale, Spec
 from toy_models import calibrated, images, swin, vit
+from toy_training import toy_run
 
 B = 16
 
@@ -24,7 +27,7 @@ def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
     return F.cross_entropy(model(batch), labels)
 
 
-def probed(model: nn.Module, batch: Tensor, **kwargs: int) -> Sensitivity:
+def probed(model: nn.Module, batch: Tensor, **kwargs: float) -> Sensitivity:
     sensitivity = Sensitivity(model, **kwargs)
     with sensitivity.probe(len(batch)):
         loss_of(model, batch).backward()
@@ -221,3 +224,26 @@ def test_banks_without_slots_of_their_own_stay(scale: SharedScale | SingleScale)
     before = {n: q.log_scale.detach().clone() for n, q in named_quantizers(model).items() if q.bit_groups > 1}
     probed(model, batch).warm_slots()
     assert all(torch.equal(named_quantizers(model)[n].log_scale, value) for n, value in before.items())
+
+
+def test_errors_of_weights_may_count_less() -> None:
+    """Weights train; what their rounding costs in the end is less than what it costs today."""
+    model = calibrated(vit(), Spec())
+    whole, part = probed(model, images(model, B)), probed(model, images(model, B), weight_factor=0.25)
+    for name, quantizer in whole.quantizers.items():
+        factor = 1.0 if quantizer.batched else 0.25
+        torch.testing.assert_close(part.tables[name], factor * whole.tables[name])
+
+
+def test_fewer_bits_for_weights_where_they_count_less() -> None:
+    def mean_bits(factor: float) -> tuple[float, float]:
+        model, _ = toy_run(
+            FitConfig(epochs=1, allocation=Lagrangian(weight_factor=factor)), max_steps=0, evaluation=None
+        )
+        learned = [q for q in named_quantizers(model).values() if q.is_learned]
+        means = [torch.cat([q.bits.detach() for q in learned if q.batched == side]).mean() for side in (False, True)]
+        return float(means[0]), float(means[1])
+
+    (weights, activations), (fewer, more) = mean_bits(1.0), mean_bits(0.05)
+    assert fewer < weights - 0.1
+    assert more > activations + 0.1

@@ -44,11 +44,12 @@ from .sensitivity import Sensitivity
 class Lagrangian:
     """Benefit per cost through a solved multiplier.
 
-    rate      fraction of the distance to the optimum that an update moves a bit
-    largest   largest move of a bit in one update
-    every     optimizer steps between two probes (each followed by an update)
-    warm_up   probes before training, from which the first allocation is solved
-    decay     memory of the running sensitivity, per probe
+    rate           fraction of the distance to the optimum that an update moves a bit
+    largest        largest move of a bit in one update
+    every          optimizer steps between two probes (each followed by an update)
+    warm_up        probes before training, from which the first allocation is solved
+    decay          memory of the running sensitivity, per probe
+    weight_factor  share of the estimated error of weights that counts: training makes up for the rest (`sensitivity`)
     """
 
     rate: float = 0.3
@@ -56,9 +57,10 @@ class Lagrangian:
     every: int = 16
     warm_up: int = 16
     decay: float = 0.9
+    weight_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("rate", "largest", "every"):
+        for name in ("rate", "largest", "every", "weight_factor"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Lagrangian.{name} is {getattr(self, name)}; it must be positive")
         if self.warm_up < 0:

@@ -40,8 +40,12 @@ class BitSchedule:
     def __init__(self, model: nn.Module, budget: Budget, config: FitConfig, lock_step: int) -> None:
         self.model, self.budget, self.lock_step = model, budget, lock_step
         self.allocation, self.refill = config.allocation, config.refill
-        decay = self.allocation.decay if isinstance(self.allocation, Lagrangian) else 0.9
-        self.sensitivity = Sensitivity(model, decay, share=PROBE_SHARE)
+        by_benefit = (
+            self.allocation if isinstance(self.allocation, Lagrangian) else Lagrangian()
+        )  # the lock wants one, too
+        self.sensitivity = Sensitivity(
+            model, by_benefit.decay, share=PROBE_SHARE, weight_factor=by_benefit.weight_factor
+        )
         self.shape = costs(model)
 
     @property

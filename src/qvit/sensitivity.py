@@ -12,7 +12,11 @@ quantizer sees v, the gradient hook of its output sees d(mean loss)/dv = G over 
     activations   F_i = B^2 G_i^2 image by image      (gradients of different images do not mix)
     weights       F_i = B G_i^2                       (at a noise-dominated gradient, E[G^2] = F / B)
 
-Rounding errors of different elements are taken as independent, hence the diagonal. A running mean over probes gives a
+Rounding errors of different elements are taken as independent, hence the diagonal. For weights that is too dark a view: they
+train, and move to where their rounding does least harm, which activations cannot. `weight_factor` takes a share off their
+errors; it is a setting of the allocation (`allocate.Lagrangian`), found by experiment.
+
+A running mean over probes gives a
 table per tensor, (bit groups, candidates), from which `allocate` and `lock` decide: benefit of a bit = E[n] - E[n + 1].
 
 Cold slots. A slot of the bank that is not in force gets no gradient, while weights and activations drift away from what
@@ -49,13 +53,22 @@ from .quantizer import Quantizer, require_quantized
 class Sensitivity:
     """Running tables of Fisher-weighted error for every quantizer whose bits are learned.
 
-    decay   weight of the past in the running mean, per probe
-    images  how many images of a batch, of all processes together, a probe looks at for activations, at most
-    share   and at most this share of the batch
+    decay          weight of the past in the running mean, per probe
+    images         how many images of a batch, of all processes together, a probe looks at for activations, at most
+    share          and at most this share of the batch
+    weight_factor  by which the errors of weights are multiplied
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9, images: int = 16, share: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float = 0.9,
+        images: int = 16,
+        share: float = 1.0,
+        weight_factor: float = 1.0,
+    ) -> None:
         self.decay, self.images, self.share = decay, images, share
+        self.weight_factor = weight_factor
         self.quantizers = {name: q for name, q in require_quantized(model).items() if q.is_learned}
         self.tables = {
             name: torch.zeros(q.bit_groups, len(q.candidates), dtype=torch.float64)
@@ -103,6 +116,8 @@ class Sensitivity:
         for name, sums in self._sums.items():
             table = self.tables[name]
             seen = sums[:, :, 0].reshape(len(table), -1, sums.shape[1]).sum(1)
+            if not self.quantizers[name].batched:
+                seen = seen * self.weight_factor
             table.mul_(keep).add_(seen, alpha=1 - keep)
 
     @torch.no_grad()
