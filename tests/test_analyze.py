@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from qvit.analyze import LOG, RESULT, analyze
-from qvit.analyze_config import AnalysisConfig
-from qvit.analyze_data import AnalysisData
-from qvit.analyze_finetune import Finetuning
-from qvit.components import select
+from qvit.analyze.components import select
+from qvit.analyze.config import AnalysisConfig
+from qvit.analyze.data import AnalysisData
+from qvit.analyze.finetune import Finetuning
+from qvit.analyze.gates import open_gates
 from qvit.data import Skips, Splits
-from qvit.gates import open_gates
 from qvit.paired import paired
 from test_planted_head import HEADS, planted
 from toy_analysis import BATCH, QUICK, analysis_data, instrument

@@ -19,8 +19,8 @@ from PIL import Image
 
 import qvit_runtime
 from qvit.card import write_card
-from qvit.card_facts import CardError, Facts, public, read_facts
-from qvit.card_text import readme
+from qvit.card.facts import CardError, Facts, public, read_facts
+from qvit.card.text import readme
 from qvit.cli import main
 from qvit.data import DataConfig, resolve_data
 from qvit.finished import read_result

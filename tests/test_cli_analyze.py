@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qvit.analyze_table import table
-from qvit.cli_analyze import add_analyze
+from qvit.analyze.table import table
+from qvit.cli.analyze import add_analyze
 from qvit.convert import quantize
-from qvit.data_config import DataError
-from qvit.digits import open_digits
+from qvit.data.config import DataError
+from qvit.data.digits import open_digits
 from qvit.float_model import create_float_model
 from qvit.init_bits import apply_init_bits
 from qvit.recipe import load_recipe

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qvit.cli import main
-from qvit.cli_compare import COLUMNS
-from qvit.cli_output import table
+from qvit.cli.compare import COLUMNS
+from qvit.cli.output import table
 from qvit.compare import compare
 from qvit.finished import read_result
 from qvit.outcome import load_predictions

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from torch import nn
 
-from qvit.components import Site, Subject, all_sites, component_of, head_of, subjects
+from qvit.analyze.components import Site, Subject, all_sites, component_of, head_of, subjects
 from qvit.convert import quantize
 from toy_models import FAMILIES, swin, uniform, vit
 

@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from torchvision.transforms import functional
 
-from qvit.augment import Fit, Flip, PadCrop, ToValues, eval_transform, posterize, train_transform
 from qvit.data import DataConfig, DataError, mixup_batch
+from qvit.data.augment import Fit, Flip, PadCrop, ToValues, eval_transform, posterize, train_transform
 from qvit.seeds import set_random_states
 
 CONFIG = DataConfig(

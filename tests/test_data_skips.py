@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from qvit import data_stream_loader
-from qvit.data import Batch, DataConfig, DataError, Splits, epoch_batches, open_data, open_eval
-from qvit.data_skips import Skipped, Skips, StandIns, first_readable
-from qvit.data_sources import UnlabelledFolder
-from qvit.data_streams import Share
+from qvit.data import Batch, DataConfig, DataError, Splits, epoch_batches, open_data, open_eval, stream_loader
+from qvit.data.skips import Skipped, Skips, StandIns, first_readable
+from qvit.data.sources import UnlabelledFolder
+from qvit.data.streams import Share
 from toy_shards import CONFIG, change, greys, png, sample, write_shards, write_tar
 
 pytestmark = [
@@ -194,7 +193,7 @@ def test_a_broken_sample_of_a_shard(
     [name] = splits.skips.read()
     assert name.endswith("train-0.tar: 0003")
     for index in range(2):
-        monkeypatch.setattr(data_stream_loader, "this_process", lambda index=index: Share(index, 2))
+        monkeypatch.setattr(stream_loader, "this_process", lambda index=index: Share(index, 2))
         for part, batch in zip(epoch_of(open_data(stream, seed=0)), batches, strict=True):
             assert greys([part]) == greys([batch])[2 * index : 2 * index + 2]
     with pytest.raises(DataError, match=rf"train-0.tar: 0003 cannot be decoded: {reason}.*; replace the file"):

@@ -17,11 +17,21 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvit import data_stream_loader, data_streams
-from qvit.augment import eval_transform
-from qvit.data import Batch, DataConfig, DataError, Splits, StreamLoader, epoch_batches, open_data, open_eval
-from qvit.data_shards import Encoded
-from qvit.data_streams import Part, SeededStream, Share, shuffled
+from qvit.data import (
+    Batch,
+    DataConfig,
+    DataError,
+    Splits,
+    StreamLoader,
+    epoch_batches,
+    open_data,
+    open_eval,
+    stream_loader,
+    streams,
+)
+from qvit.data.augment import eval_transform
+from qvit.data.shards import Encoded
+from qvit.data.streams import Part, SeededStream, Share, shuffled
 from toy_shards import CONFIG, greys, png, write_shards, write_tar
 
 pytestmark = [
@@ -44,7 +54,7 @@ def epoch_of(splits: Splits, epoch: int, start: int = 0) -> list[Batch]:
 
 
 def as_process(monkeypatch: pytest.MonkeyPatch, index: int, processes: int) -> None:
-    monkeypatch.setattr(data_stream_loader, "this_process", lambda: Share(index, processes))
+    monkeypatch.setattr(stream_loader, "this_process", lambda: Share(index, processes))
 
 
 def test_sizes_and_labels(config: DataConfig) -> None:
@@ -257,7 +267,7 @@ def test_any_shards_any_split(sizes: list[int], size: int, processes: int, worke
         loader = StreamLoader(stream, 0)
         with pytest.MonkeyPatch.context() as patch:
             worker = SimpleNamespace(id=0, num_workers=workers)
-            patch.setattr(data_streams, "get_worker_info", lambda: worker)
+            patch.setattr(streams, "get_worker_info", lambda: worker)
             parts: list[Part] = []
             for worker.id in range(workers):
                 parts += stream

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvit.components import Site, select
-from qvit.gates import Gate, gates_of, install_gates, open_gates
+from qvit.analyze.components import Site, select
+from qvit.analyze.gates import Gate, gates_of, install_gates, open_gates
 from qvit.quantizer import named_quantizers
 from toy_models import calibrated, images, uniform, vit
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from qvit.allocate import Lagrangian
+from qvit.analyze.components import all_sites
 from qvit.budget import Budget, BudgetError
-from qvit.components import all_sites
 from qvit.convert import quantize
 from qvit.cost import cost
 from qvit.dry_run import dry_run

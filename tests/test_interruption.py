@@ -106,7 +106,7 @@ def test_the_command_line_says_how_to_continue(
     def interrupted(*_: object, **__: object) -> None:
         raise InterruptionError(number, 5, 9, Path("run"))
 
-    monkeypatch.setattr("qvit.cli_run.run_recipe", interrupted)
+    monkeypatch.setattr("qvit.cli.run.run_recipe", interrupted)
     recipe = tmp_path / "a recipe.toml"
     recipe.write_text('method = "float"\n[model]\nname = "vit_tiny_patch16_224"\n[data]\nroot = "x"\n')
     for more in ([], ["--resume"]):

@@ -13,7 +13,7 @@ from qvit.allocate import Lagrangian, Published
 from qvit.bit_schedule import BitSchedule
 from qvit.budget import BudgetError
 from qvit.cli import main
-from qvit.cli_plan import duration, size_of_file
+from qvit.cli.plan import duration, size_of_file
 from qvit.feature_distill import FeatureDistillation
 from qvit.fit_config import FitConfig
 from qvit.memory import Memory

@@ -7,10 +7,10 @@ from functools import lru_cache
 import pytest
 import torch
 
-from qvit.components import select
-from qvit.gates import open_gates
-from qvit.instrument import Instrument
-from qvit.prefix import finish, first_step, inputs
+from qvit.analyze.components import select
+from qvit.analyze.gates import open_gates
+from qvit.analyze.instrument import Instrument
+from qvit.analyze.prefix import finish, first_step, inputs
 from toy_analysis import instrument
 from toy_models import FAMILIES, images
 

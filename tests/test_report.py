@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qvit.cli_report import add_parser, report_verb
+from qvit.cli.report import add_parser, report_verb
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qvit.analyze_table import table
-from qvit.verdict import claim, keep, verdict
+from qvit.analyze.table import table
+from qvit.analyze.verdict import claim, keep, verdict
 
 Row = dict[str, Any]
 

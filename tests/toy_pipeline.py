@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from qvit.cli import main
-from qvit.digits import open_digits
+from qvit.data.digits import open_digits
 
 RECIPE = """
 uniform_baseline = 3

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qvit.allocate import Lagrangian
-from qvit.augment import train_transform
 from qvit.budget import Budget
 from qvit.calibrate import calibrate
 from qvit.convert import quantize
 from qvit.cost import cost
 from qvit.data import DataConfig, EpochOrder, SeededDataset
-from qvit.data_sources import ArraySource
+from qvit.data.augment import train_transform
+from qvit.data.sources import ArraySource
 from qvit.fit import FitResult, fit
 from qvit.fit_config import FitConfig
 from qvit.spec import Spec

@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from qvit.allocate import Lagrangian
-from qvit.augment import eval_transform
 from qvit.budget import Budget
 from qvit.data import EpochOrder, SeededDataset
+from qvit.data.augment import eval_transform
 from qvit.fit_config import FitConfig
 from qvit.guide import Guide
 from qvit.methods import QViTIRM, qvit_irm

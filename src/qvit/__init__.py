@@ -21,8 +21,8 @@ from . import methods as methods
 from .allocate import Lagrangian as Lagrangian
 from .allocate import Published as Published
 from .analyze import analyze as analyze
-from .analyze_config import AnalysisConfig as AnalysisConfig
-from .analyze_data import open_analysis_data as open_analysis_data
+from .analyze.config import AnalysisConfig as AnalysisConfig
+from .analyze.data import open_analysis_data as open_analysis_data
 from .budget import Budget as Budget
 from .budget import BudgetError as BudgetError
 from .calibrate import calibrate as calibrate

@@ -5,7 +5,7 @@
       scales and bits       final (`lock`)       final slots settle; the moving average runs
 
 The loop is one for float and quantized models; what moves the bits is `bit_schedule`'s business. What happens around a
-step is a function of (seed, step) alone: data order and augmentation (`data_order`), mixup, dropout (the random state is
+step is a function of (seed, step) alone: data order and augmentation (`data.order`), mixup, dropout (the random state is
 set before every step), learning rates, the lock. So a checkpoint holds tensors and a step number, and a resumed run
 continues bit for bit. What is minimised is `step_loss`; a method adds to it through a `guide`. What a signal does to a run is
 said in `interruption`, what a loss that is not finite does in `rollback`.

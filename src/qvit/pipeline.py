@@ -35,7 +35,7 @@ from qvit_runtime.program import Preprocess
 from .activation_histogram import write_activations
 from .budget import Budget, check_budget
 from .data import DataConfig, Splits, open_data, resolve_data
-from .data_shards import PREFIXES as STREAMS
+from .data.shards import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
 from .fit import FitResult, fit
 from .fit_config import FitConfig

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .data_shards import PREFIXES as STREAMS
+from .data.shards import PREFIXES as STREAMS
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx.reference import ReferenceEvaluator
 
-from ..data_sources import require
+from ..data.sources import require
 from .translate import INPUT
 
 Session = Callable[[np.ndarray], dict[str, np.ndarray]]

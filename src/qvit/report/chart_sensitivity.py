@@ -1,6 +1,6 @@
 """What breaks under quantization: the rows of an analysis as bars with their 95 % intervals, and every site as a heat map.
 
-alone        only this is quantized: points of top-1 that are lost       (analyze_results: loss)
+alone        only this is quantized: points of top-1 that are lost       (analyze.results: loss)
 all but one  everything else is quantized: points that are won back      (gain)
 sites        one group of one tensor is quantized: signal over noise at the logits, in dB; low is sensitive
 """

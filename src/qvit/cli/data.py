@@ -1,0 +1,75 @@
+"""What a verb reads: --data and --split on top of the settings that a run, a recipe or a model has, and its float model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from ..data import DataConfig
+from ..data.sources import holds_images
+from ..finished import read_recipe
+from ..recipe import FLOAT, LOCAL, ModelConfig, load_recipe
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """--data and --split for `data_from`, --checkpoint and --num-classes of a float model given by its timm name."""
+    parser.add_argument(
+        "--data",
+        help="folder with train and validation folders of class folders, flat folder of images without labels, timm data "
+        "set name such as hfds/FOLDER, or digits; a run and a recipe have their own",
+    )
+    parser.add_argument(
+        "--split",
+        help="to evaluate on; default: validation, or that of the run or recipe; '' is the folder itself",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="FILE",
+        help="float weights for a timm model name: .safetensors, a weights-only .pth, or the directory of a float run",
+    )
+    parser.add_argument("--num-classes", type=int, default=0, metavar="N", help="size of the classifier of those")
+
+
+def timm_model(name: str, arguments: argparse.Namespace) -> ModelConfig:
+    """The float model of a timm name with the weights that the command line gives it, or the name's own."""
+    if name.startswith(LOCAL):  # a run directory remembers it, and may be read from elsewhere
+        name = LOCAL + str(Path(name.removeprefix(LOCAL)).resolve())
+    checkpoint = arguments.checkpoint
+    return ModelConfig(name, checkpoint=checkpoint, pretrained=not checkpoint, num_classes=arguments.num_classes)
+
+
+def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
+    """`base` with the data set of arguments.data and the evaluation split of arguments.split, where they are given."""
+    split = arguments.split
+    if not arguments.data:
+        return base if split is None else dataclasses.replace(base, eval_split=split)
+    split = "validation" if split is None else split
+    if arguments.data == "digits" or arguments.data.partition("/")[0] in ("hfds", "hfids", "wds"):
+        return dataclasses.replace(base, dataset=arguments.data, eval_split=split)
+    if holds_images(arguments.data):  # no class folders: no labels
+        return dataclasses.replace(base, dataset="images", root=arguments.data, eval_split="")
+    return dataclasses.replace(base, dataset="folder", root=arguments.data, eval_split=split)
+
+
+def float_source(what: str, arguments: argparse.Namespace) -> tuple[ModelConfig, DataConfig]:
+    """The float model called `what` (a recipe, the directory of a float run, a timm model name), and its data settings.
+
+    arguments  data and split as above; checkpoint and num_classes of a timm model name
+
+    Raises ValueError for a run that is not float and for a name without data, FileNotFoundError for no run directory.
+    """
+    path = Path(what)
+    if path.suffix == ".toml":
+        recipe = load_recipe(path)
+        return recipe.model, data_from(arguments, recipe.data)
+    if path.is_dir():
+        recipe = read_recipe(path)
+        if recipe.method != FLOAT:
+            raise ValueError(f"{path} is a run of method {recipe.method!r}; give a float run, such as {path / 'float'}")
+        model = dataclasses.replace(recipe.model, checkpoint=str(path.resolve()), pretrained=False)
+        return model, data_from(arguments, recipe.data)
+    if not arguments.data:
+        raise ValueError(f"{what} does not say which images to read; give --data FOLDER, or digits")
+    return timm_model(what, arguments), data_from(arguments, DataConfig(dataset="digits"))

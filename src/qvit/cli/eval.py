@@ -1,0 +1,81 @@
+"""qvit eval: one table for everything that classifies.
+
+qvit eval WHAT [--data DIR]          a run directory, a .qvit artifact, a recipe (its float model) or a timm model name
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import qvit_runtime
+
+from ..data import DataConfig, open_eval, resolve_data
+from ..evaluate import evaluate
+from ..finished import load_exact, read_recipe
+from ..float_model import create_float_model
+from ..recipe import load_recipe
+from .data import add_source_options, data_from, timm_model
+from .output import say
+
+
+def add_eval(verbs: Any) -> argparse.ArgumentParser:
+    """Add the verb to the sub-parsers of `qvit`."""
+    parser = verbs.add_parser("eval", help="top-1 of a run, an artifact or a float model")
+    parser.add_argument("what", help="run directory, .qvit file, recipe (its float model), or timm model name")
+    add_source_options(parser)
+    parser.add_argument("--reference", help="compare predictions with this (run, .qvit or timm model name)")
+    parser.add_argument("--max-images", type=int, metavar="N", help="a fixed random choice of so many; default: all")
+    parser.set_defaults(verb=eval_verb)
+    return parser
+
+
+def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
+    """qvit eval"""
+    if not arguments.data and not Path(arguments.what).is_dir() and Path(arguments.what).suffix != ".toml":
+        raise ValueError(f"{arguments.what} does not say on which images to evaluate; give --data FOLDER, or digits")
+    model, data = _open_model(arguments.what, arguments)
+    reference = _open_model(arguments.reference, arguments)[0] if arguments.reference else None
+    outcome = evaluate(model, open_eval(data, arguments.max_images), reference)
+    found = {
+        "what": arguments.what,
+        "images": outcome.images,
+        "labelled": outcome.labelled,
+        "top1": outcome.top1,
+        "top5": outcome.top5,
+        "agreement": outcome.agreement,
+    }
+    for key, value in found.items():
+        if value is not None:
+            say(arguments, f"{key:<10} {value:.2f} %" if isinstance(value, float) else f"{key:<10} {value}")
+    return found
+
+
+def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | qvit_runtime.Program, DataConfig]:
+    """A run, an artifact, a recipe's float model or a timm name, and the data settings that belong to it."""
+    path = Path(what)
+    if path.suffix == ".toml":
+        recipe = load_recipe(path)
+        model = create_float_model(recipe.model)
+        return model, resolve_data(data_from(arguments, recipe.data), model)
+    if path.suffix == ".qvit":
+        program = qvit_runtime.load(path)
+        prepare = program.preprocess
+        base = DataConfig(
+            dataset="digits",
+            image_size=prepare.size[0],
+            mean=prepare.mean,  # type: ignore[arg-type]
+            std=prepare.std,  # type: ignore[arg-type]
+            crop=prepare.crop,
+            crop_mode=prepare.crop_mode,  # type: ignore[arg-type]
+            interpolation=prepare.interpolation,  # type: ignore[arg-type]
+        )
+        return program, data_from(arguments, base)
+    if path.is_dir():
+        data = read_recipe(path).data
+        return load_exact(path), data_from(arguments, data)
+    model = create_float_model(timm_model(what, arguments))
+    return model, resolve_data(data_from(arguments, DataConfig(dataset="digits")), model)

@@ -1,0 +1,95 @@
+"""qvit run: a recipe, the whole way.
+
+qvit run RECIPE [--out DIR] [--set KEY=VALUE ...] [--resume] [--report] [--dry-run]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ..dry_run import dry_run
+from ..finished import read_result
+from ..live_page import PAGE
+from ..pipeline import run_recipe
+from ..processes import is_main
+from ..recipe import Recipe, load_recipe
+from .output import COST_COLUMNS, Column, say, table
+
+COLUMNS = (
+    Column("top-1 %", "top1", 2),
+    *COST_COLUMNS,
+    Column("epochs", "epochs", 1),
+)
+
+
+def add_run(verbs: Any) -> argparse.ArgumentParser:
+    """Add the verb to the sub-parsers of `qvit`."""
+    parser = verbs.add_parser("run", help="run a recipe: quantize, calibrate, train, freeze, evaluate")
+    parser.add_argument("recipe", type=Path, help="a TOML file of values; recipes/ has examples")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME of the recipe)")
+    add_recipe_options(parser)
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run in --out")
+    parser.add_argument(
+        "--report", action="store_true", help="keep DIR/report.html up to date while training; open it in a browser"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check model, data pipeline and budget, make two steps")
+    parser.set_defaults(verb=run_verb)
+    return parser
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """What changes a recipe from the command line."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a field, e.g. fit.epochs=3; may be repeated",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="your own float weights: .safetensors, a weights-only .pth, or the directory of a float run",
+    )
+    parser.add_argument("--num-classes", type=int, metavar="N", help="size of the classifier of those weights")
+
+
+def recipe_of(path: Path, arguments: argparse.Namespace) -> Recipe:
+    """The recipe in a file with the options of `add_recipe_options`."""
+    recipe = load_recipe(path, arguments.set)
+    model = recipe.model
+    if arguments.checkpoint:  # relative to the working directory, unlike paths inside a recipe
+        model = dataclasses.replace(model, checkpoint=str(arguments.checkpoint), pretrained=False)
+    if arguments.num_classes is not None:
+        model = dataclasses.replace(model, num_classes=arguments.num_classes)
+    return dataclasses.replace(recipe, model=model)
+
+
+def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
+    """qvit run"""
+    recipe = recipe_of(arguments.recipe, arguments)
+    if arguments.dry_run:
+        lines = dry_run(recipe)
+        say(arguments, *lines, f"{arguments.recipe} is ready: qvit run {arguments.recipe}")
+        return {"recipe": str(arguments.recipe), "checked": lines}
+    out = arguments.out or Path("runs") / arguments.recipe.stem
+    if arguments.report and is_main():
+        say(arguments, f"watch: {out / PAGE}")
+    result = run_recipe(recipe, out, arguments.resume, report=arguments.report)
+    if not is_main():
+        return result
+    folders = (out / "float", *sorted(out.glob("uniform*")))
+    rows = [read_result(folder) for folder in folders if (folder / "result.json").exists()]
+    say(arguments, "", table([*rows, result], COLUMNS), "", *what_was_written(out, result))
+    return result
+
+
+def what_was_written(out: Path, result: dict[str, Any]) -> list[str]:
+    """The files of a finished row, and what to do with them."""
+    if not result["artifact"]:
+        return [f"wrote {out / 'result.json'}", f"next: qvit eval {out}"]
+    artifact = out / result["artifact"]
+    return [f"wrote {out / 'result.json'} and {artifact}", f"next: qvit-runtime inspect {artifact}"]

@@ -1,0 +1,215 @@
+"""Open a data set: training, calibration and evaluation loaders that share nothing but the files.
+
+    config = resolve_data(DataConfig(dataset="digits", train_crop="pad"), model)
+    splits = open_data(config, seed=0)
+    for images, labels in epoch_batches(splits.train, splits.order, epoch=0):
+        images, targets = mixup_batch(images, labels, config, seed=0, step=step)
+
+Calibration reads *training* images through the *evaluation* transform: it must see the values that the model will see
+in use, and must not see the images on which it will be judged. Which image comes when, and with which augmentation,
+is `data.order`'s business; what a file becomes, `augment`'s; where files come from, `data.sources`'.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from qvit.data.augment import Transform, eval_transform, mixup_batch, train_transform
+from qvit.data.config import DataConfig, DataError, resolve_data
+from qvit.data.digits import open_digits
+from qvit.data.order import Batch, EpochOrder, SampleKey, SeededDataset
+from qvit.data.shards import PREFIXES
+from qvit.data.skips import Skips, StandIns
+from qvit.data.sources import Source, UnlabelledFolder, decode, find_split_folder, limit, open_timm
+from qvit.data.stream_loader import StreamLoader, open_eval_stream, open_training_streams
+from qvit.data.streams import SeededStream
+from qvit.interruption import shield_worker
+from qvit.seeds import seed_of
+
+__all__ = [
+    "Batch",
+    "DataConfig",
+    "DataError",
+    "EpochOrder",
+    "SampleKey",
+    "SeededDataset",
+    "SeededStream",
+    "Skips",
+    "Splits",
+    "StreamLoader",
+    "UnlabelledFolder",
+    "epoch_batches",
+    "mixup_batch",
+    "open_data",
+    "open_eval",
+    "resolve_data",
+]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three loaders of a data set. Batches are images (B, 3, H, W) float32 and labels (B,) int64, -1: no label."""
+
+    train: DataLoader | StreamLoader
+    """Augmented training images, shuffled, whole batches only; iterate with `epoch_batches(loader, order, epoch)`.
+    Accelerate shares the batches of a DataLoader among processes; a StreamLoader gives this process's slices already."""
+    order: EpochOrder | SeededStream
+    """Moves `train` to an epoch and a batch, also after `accelerator.prepare(train)`."""
+    train_batches: int
+    """Training batches in an epoch."""
+    calibration: DataLoader | StreamLoader
+    """Training images through the evaluation transform, all of them, in one random order fixed by the seed."""
+    eval: DataLoader | StreamLoader
+    """Evaluation images in file order, all of them."""
+    class_names: tuple[str, ...]
+    """In label order; empty where the data set does not say."""
+    train_images: int
+    """Images to train and calibrate on; 0 where a stream does not say."""
+    eval_images: int
+    """Images to evaluate on; 0 where a stream does not say."""
+    skips: Skips
+    """Training images that could not be read, as far as they were met."""
+
+
+def open_data(
+    config: DataConfig,
+    seed: int,
+    max_train_images: int | None = None,
+    max_eval_images: int | None = None,
+    skipped: Path | None = None,
+) -> Splits:
+    """Open the training and evaluation splits of a resolved config.
+
+    `max_train_images` and `max_eval_images` keep a fixed random choice, the same for every seed. `skipped` is the file
+    that names the training images that could not be read; by default a new one in the folder for temporary files. For
+    the streams "wds/" and "hfids/" see `data.streams`: their order depends on the number of workers, and they resume by
+    replay.
+
+    Raises:
+        DataError: blanks in the config, missing folder or split, no images, fewer images than a batch, class folders
+            of the two splits that differ, more classes than `num_classes`; while reading, a label out of range, more
+            than `config.max_corrupt` training images that cannot be decoded, or one of the evaluation.
+        ImportError: an optional package is missing; says what to install.
+    """
+    skips = Skips(config.max_corrupt, skipped)
+    if config.dataset.startswith(PREFIXES):
+        _refuse_limit(max_train_images)
+        _refuse_limit(max_eval_images)
+        return _open_streams(config, seed, skips)
+    train, evaluation = _open_sources(config)
+    train, evaluation = limit(train, max_train_images), limit(evaluation, max_eval_images)
+    train = _in_memory(StandIns(train, skips), config)
+    if len(train) < config.batch_size:
+        raise DataError(
+            f"{len(train)} training images do not fill one batch of {config.batch_size}; give a smaller batch_size"
+        )
+    copies = config.repeated_augmentation
+    order = EpochOrder(len(train), config.batch_size, seed, shuffle=True, drop_last=True, copies=copies)
+    calibration_order = EpochOrder(len(train), config.eval_batch_size, seed, shuffle=True, drop_last=False)
+    return Splits(
+        train=_loader(train, train_transform(config), order, config),
+        order=order,
+        train_batches=len(order),
+        calibration=_loader(train, eval_transform(config), calibration_order, config),
+        eval=_eval_loader(evaluation, config),
+        class_names=train.class_names,
+        train_images=len(train),
+        eval_images=len(evaluation),
+        skips=skips,
+    )
+
+
+def epoch_batches(
+    loader: DataLoader | StreamLoader, order: EpochOrder | SeededStream, epoch: int, start: int = 0
+) -> Iterator[Batch]:
+    """The training batches of an epoch from number `start` on; `loader` may come from `accelerator.prepare`."""
+    order.seek(epoch, start)
+    return iter(loader)
+
+
+def open_eval(config: DataConfig, max_images: int | None = None) -> DataLoader | StreamLoader:
+    """The evaluation loader alone, the same as `open_data(...).eval`: a training split need not exist.
+
+    Folder classes are numbered by their own sorted names, or by `config.class_map`. Raises as `open_data` does.
+    """
+    if config.dataset.startswith(PREFIXES):
+        _refuse_limit(max_images)
+        return open_eval_stream(config)
+    return _eval_loader(limit(_open_source(config, config.eval_split), max_images), config)
+
+
+def _eval_loader(source: Source, config: DataConfig) -> DataLoader:
+    order = EpochOrder(len(source), config.eval_batch_size, 0, shuffle=False, drop_last=False)
+    return _loader(_in_memory(source, config), eval_transform(config), order, config)
+
+
+def _loader(source: Source, transform: Transform, order: EpochOrder, config: DataConfig) -> DataLoader:
+    return DataLoader(
+        SeededDataset(source, transform, order.seed, config.num_classes),
+        batch_sampler=order,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        worker_init_fn=shield_worker,
+        # Without its own generator each iteration would draw from torch's global state, and so move dropout.
+        generator=torch.Generator().manual_seed(seed_of("loader", order.seed)),
+    )
+
+
+def _in_memory(source: Source, config: DataConfig) -> Source:
+    return decode(source) if config.cache_decoded and config.dataset != "digits" else source
+
+
+def _open_source(config: DataConfig, split: str) -> Source:
+    """One split, map-style; its classes must fit `num_classes`."""
+    if config.dataset == "digits":
+        source: Source = open_digits(split)
+    elif config.dataset == "images":
+        source = UnlabelledFolder(find_split_folder(config.root, split))
+    else:
+        source = open_timm(config, split)
+    if config.num_classes is not None and len(source.class_names) > config.num_classes:
+        raise DataError(
+            f"the data set has {len(source.class_names)} classes, but num_classes={config.num_classes}; "
+            f"use a model with num_classes={len(source.class_names)}"
+        )
+    return source
+
+
+def _open_sources(config: DataConfig) -> tuple[Source, Source]:
+    """Training and evaluation splits that number their classes alike."""
+    train, evaluation = _open_source(config, config.train_split), _open_source(config, config.eval_split)
+    if train.class_names == evaluation.class_names:
+        return train, evaluation
+    unknown = sorted(set(evaluation.class_names) - set(train.class_names))
+    if unknown:
+        raise DataError(
+            f"split {config.eval_split!r} has classes that {config.train_split!r} has not: {', '.join(unknown[:5])}; "
+            "give both splits the same class folders"
+        )
+    # Fewer classes in evaluation: number them as in training, or every label would be off.
+    class_map = {name: label for label, name in enumerate(train.class_names)}
+    return train, open_timm(config, config.eval_split, class_map)
+
+
+def _open_streams(config: DataConfig, seed: int, skips: Skips) -> Splits:
+    train, calibration = open_training_streams(config, seed, skips)
+    evaluation = open_eval_stream(config)
+    return Splits(
+        train=train,
+        order=train.dataset,
+        train_batches=train.dataset.shards.images // config.batch_size,
+        calibration=calibration,
+        eval=evaluation,
+        class_names=(),
+        train_images=train.dataset.shards.images,
+        eval_images=evaluation.dataset.shards.images,
+        skips=skips,
+    )
+
+
+def _refuse_limit(images: int | None) -> None:
+    if images is not None:
+        raise DataError("a stream cannot be limited to a number of images; name fewer shards in the split instead")
