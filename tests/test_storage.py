@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,21 @@ def failing(code: int) -> Callable[..., None]:
     return fail
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """A real limit: no file of this process grows beyond 4096 bytes, and every second attempt writes a part of its bytes."""
+LIMIT = 4096  # bytes
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """A real limit: no file of this process grows beyond LIMIT, and every second attempt writes a part of its bytes.
+
+    Around one call only: the limit is that of the whole process, and what pytest prints may go to a larger file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_keeps_the_old_file_and_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,21 +56,24 @@ def test_a_full_disk_keeps_the_old_file_and_takes_no_room(tmp_path: Path, monkey
     assert path.read_bytes() == b"new"
 
 
-def test_a_limit_of_the_system_keeps_the_old_file(small_files: int, tmp_path: Path) -> None:
+def test_a_limit_of_the_system_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
-    write_atomic(path, b"o" * small_files)
-    with pytest.raises(StorageError, match=r"File too large; 4,097 bytes .* raise the limit on the size of files"):
-        write_atomic(path, b"n" * (small_files + 1))
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.bin", b"o" * small_files)]
+    write_atomic(path, b"o" * LIMIT)
+    with (
+        pytest.raises(StorageError, match=r"File too large; 4,097 bytes .* raise the limit on the size of files"),
+        small_files(),
+    ):
+        write_atomic(path, b"n" * (LIMIT + 1))
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.bin", b"o" * LIMIT)]
 
 
-def test_a_log_gets_whole_lines_or_none(small_files: int, tmp_path: Path) -> None:
+def test_a_log_gets_whole_lines_or_none(tmp_path: Path) -> None:
     """The system takes the first bytes of the last line before it refuses the rest; they must not stay."""
     path = tmp_path / "log.jsonl"
     line = "x" * 1499
     append_line(path, line)
     append_line(path, line)
-    with pytest.raises(StorageError, match=r"log.jsonl: File too large; 1,500 bytes were wanted"):
+    with pytest.raises(StorageError, match=r"log.jsonl: File too large; 1,500 bytes were wanted"), small_files():
         append_line(path, line)
     assert path.read_text() == f"{line}\n" * 2
 
