@@ -38,10 +38,11 @@ class Found:
 
     def outcomes(self, seeds: list[int]) -> np.ndarray:
         """bool (seeds, images)"""
-        return np.stack([_outcomes(self.results[seed]) for seed in seeds])
+        return np.stack([outcomes_of(self.results[seed]) for seed in seeds])
 
 
-def _outcomes(result: dict[str, Any]) -> np.ndarray:
+def outcomes_of(result: dict[str, Any]) -> np.ndarray:
+    """Whether each image of a kept result is right, bool (images,)."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(result["correct"]), np.uint8))
     return bits[: result["images"]].astype(bool)
 
