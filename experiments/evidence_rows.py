@@ -14,7 +14,7 @@ SHARED = ("fit.precision=bf16",)
 """bfloat16 products are what makes a row 40 minutes on one core; quantizers compute in float32 all the same."""
 
 LEARNED = ("fit.lock_at=0.1",)
-"""Of every row that learns bits: chosen on seed 0 of the 3-bit budget, see experiments/LOG.md."""
+"""Of every row that learns bits. Not decided yet: only pilots of one epoch speak for an early lock (experiments/LOG.md)."""
 
 
 @dataclass(frozen=True)

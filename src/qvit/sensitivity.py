@@ -14,7 +14,7 @@ quantizer sees v, the gradient hook of its output sees d(mean loss)/dv = G over 
 
 Rounding errors of different elements are taken as independent, hence the diagonal. For weights that is too dark a view: they
 train, and move to where their rounding does least harm, which activations cannot. `weight_factor` takes a share off their
-errors; it is a setting of the allocation (`allocate.Lagrangian`), found by experiment.
+errors. It is a setting of the allocation (`allocate.Lagrangian`); how much training makes up for is not derived here.
 
 A running mean over probes gives a
 table per tensor, (bit groups, candidates), from which `allocate` and `lock` decide: benefit of a bit = E[n] - E[n + 1].
