@@ -2,14 +2,17 @@
 
     python experiments/evidence.py                  # train what is missing, in the order of evidence_rows.py
     python experiments/evidence.py --only headwise_3bit --seeds 0 1
-    python experiments/evidence.py --tables         # docs/evidence.md from the result files alone
+    python experiments/evidence.py --latency        # time the kept programs in the native engine, on a quiet machine
+    python experiments/evidence.py --tables         # docs/evidence.md, its figures, README.md from the result files alone
 
 A row takes about 40 minutes of one core; it is resumed where it was killed, and a finished one is not trained again. What is
 kept of a row, in experiments/results/evidence/NAME_sSEED:
 
     result.json      as `qvit run` wrote it, and `correct`: the outcome of every validation image, one bit each, as hexadecimal
     model.qvit       the frozen program, so that anyone can measure it (`qvit eval`)
-    bits.jsonl, scales.jsonl, metrics.jsonl      of the rows named in TRAJECTORIES: how bits and scales moved
+    bits.jsonl, scales.jsonl, metrics.jsonl      of the runs named in TRAJECTORIES: how bits and scales moved
+
+and beside these folders latency.json (`evidence_latency`).
 """
 
 from __future__ import annotations
@@ -24,18 +27,19 @@ from typing import Any
 
 import numpy as np
 
-from evidence_report import write_document
-from evidence_rows import ROWS, SHARED, Row
+from evidence_latency import measure
+from evidence_readme import write_readme
+from evidence_report import LATENCY, write_document
+from evidence_rows import ROWS, SHARED, TRAJECTORIES, Row
 from qvit.data import open_eval
 from qvit.evaluate import evaluate
 from qvit.finished import load_exact, read_recipe
 from qvit.outcome import load_predictions
 from qvit.pipeline import run_recipe
-from qvit.recipe import FLOAT, load_recipe
+from qvit.recipe import FLOAT
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, KEPT = ROOT / "runs" / "evidence", ROOT / "experiments" / "results" / "evidence"
-TRAJECTORIES = {"headwise_3bit_s0", "single_scale_s0", "published_s0", "late_lock_s0"}
 LOGS = ("bits.jsonl", "scales.jsonl", "metrics.jsonl")
 
 
@@ -43,12 +47,11 @@ def train(row: Row, name: str, seed: int) -> None:
     """Train (or continue, or recognise) one run and keep its results."""
     if (KEPT / name / "result.json").exists():
         return
-    settings = [*SHARED, *row.settings, f"seed={seed}"]
-    print(f"{name}: {row.recipe}.toml {' '.join(settings)}", flush=True)
-    recipe = load_recipe(ROOT / "recipes" / "cifar10" / f"{row.recipe}.toml", settings)
-    result = run_recipe(recipe, RUNS / name, resume=True, show_placement=False)
+    print(f"{name}: {row.recipe}.toml {' '.join((*SHARED, *row.settings))} seed={seed}", flush=True)
+    result = run_recipe(row.load(seed), RUNS / name, resume=True, show_placement=False)
     keep(name, result, outcomes(RUNS / name))
     print(f"{name}: top-1 {result['top1']:.2f} %", flush=True)
+    write()
 
 
 def outcomes(run: Path) -> np.ndarray:
@@ -81,18 +84,27 @@ def chosen(only: list[str] | None, seeds: list[int] | None) -> Iterator[tuple[Ro
                     yield row, name, seed
 
 
+def write() -> None:
+    """Everything that is made from the result files."""
+    write_document(KEPT, ROOT / "docs" / "evidence.md")
+    write_readme(KEPT, ROOT / "README.md")
+
+
 def main() -> None:
     names = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=f"of {', '.join(names)}")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds")
-    parser.add_argument("--tables", action="store_true", help="train nothing, write docs/evidence.md")
+    parser.add_argument("--latency", action="store_true", help="train nothing, measure latency.json, then as --tables")
+    parser.add_argument("--tables", action="store_true", help="train nothing, write docs/evidence.md and README.md")
     arguments = parser.parse_args()
     os.chdir(ROOT)  # settings of rows name files from here
-    if not arguments.tables:
+    if arguments.latency:
+        (KEPT / LATENCY).write_text(json.dumps(measure(KEPT), indent=1) + "\n")
+    elif not arguments.tables:
         for row, name, seed in chosen(arguments.only, arguments.seeds):
             train(row, name, seed)
-    write_document(KEPT, ROOT / "docs" / "evidence.md")
+    write()
 
 
 if __name__ == "__main__":

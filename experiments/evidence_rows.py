@@ -9,6 +9,11 @@ optimizer, learning rate, augmentation and labels, and no teacher. What differs 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from qvit.recipe import Recipe, load_recipe
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "cifar10"
 
 SHARED = ("fit.precision=bf16",)
 """bfloat16 products are what makes a row 40 minutes on one core; quantizers compute in float32 all the same."""
@@ -44,6 +49,10 @@ class Row:
     def runs(self) -> list[tuple[str, int]]:
         """(directory name, seed) of each run."""
         return [(f"{self.name}_s{seed}", seed) for seed in range(self.seeds)]
+
+    def load(self, seed: int) -> Recipe:
+        """The recipe of one run, resolved; settings that name files name them from the root of the repository."""
+        return load_recipe(RECIPES / f"{self.recipe}.toml", [*SHARED, *self.settings, f"seed={seed}"])
 
 
 DEIT, SWIN = "micro DeiT", "micro Swin"
@@ -108,3 +117,6 @@ ROWS = (
         ablation="bits move for 60 % of the steps",
     ),
 )
+
+TRAJECTORIES = ("headwise_3bit_s0", "single_scale_s0", "published_s0", "late_lock_s0")
+"""Runs that keep their logs: how bits and scales moved (`evidence_convergence`)."""

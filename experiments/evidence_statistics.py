@@ -14,6 +14,7 @@ A difference counts as shown when neither interval includes zero. With one seed 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,12 @@ class Difference:
         return f"{self.mean:+.2f}{seeds} ± {self.over_images:.2f} (images)"
 
 
+def interval_over_seeds(values: Sequence[float]) -> float | None:
+    """Half the 95 % interval of the mean of one value per seed, or None for one seed."""
+    seeds = len(values)
+    return None if seeds == 1 else float(T95[seeds - 2] * np.std(values, ddof=1) / np.sqrt(seeds))
+
+
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
     """By how much `first` is better than `second`: outcomes (seeds, images), bool, of the same seeds and images.
 
@@ -54,7 +61,6 @@ def difference(first: np.ndarray, second: np.ndarray) -> Difference:
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"outcomes have the shapes {first.shape} and {second.shape}; give two of (seeds, images)")
     points = 100.0 * (first.astype(np.float64) - second.astype(np.float64))
-    seeds, images = points.shape
-    by_seed, by_image = points.mean(1), points.mean(0)
-    over_seeds = None if seeds == 1 else float(T95[seeds - 2] * by_seed.std(ddof=1) / np.sqrt(seeds))
-    return Difference(float(points.mean()), over_seeds, float(Z95 * by_image.std(ddof=1) / np.sqrt(images)))
+    by_image = points.mean(0)
+    over_images = float(Z95 * by_image.std(ddof=1) / np.sqrt(len(by_image)))
+    return Difference(float(points.mean()), interval_over_seeds(points.mean(1)), over_images)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evidence_report import outcomes_of
+from evidence_found import outcomes_of
 from evidence_statistics import difference
 from qvit.finished import read_result
 from qvit.outcome import load_predictions

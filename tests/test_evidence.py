@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evidence_report import best_uniform, compared, read_rows, write_document
+from evidence_found import best_uniform, compared, read_rows
+from evidence_report import write_document
 from evidence_rows import ROWS, SHARED
 from evidence_statistics import difference
 from qvit.recipe import load_recipe

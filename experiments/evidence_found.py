@@ -1,0 +1,74 @@
+"""What is there of the rows: the kept result files as values, and how two rows are compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evidence_rows import ROWS, Row
+from evidence_statistics import Difference, difference
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there of a row: seed -> result.json."""
+
+    row: Row
+    results: dict[int, dict[str, Any]]
+
+    @property
+    def top1(self) -> list[float]:
+        """Percent, by seed."""
+        return [100.0 * float(outcomes.mean()) for outcomes in self.outcomes(list(self.results))]
+
+    @property
+    def mean(self) -> float:
+        """Mean top-1 over the seeds, in percent."""
+        return float(np.mean(self.top1))
+
+    def outcomes(self, seeds: Sequence[int]) -> np.ndarray:
+        """bool (seeds, images)"""
+        return np.stack([outcomes_of(self.results[seed]) for seed in seeds])
+
+
+def outcomes_of(result: dict[str, Any]) -> np.ndarray:
+    """Whether each image of a kept result is right, bool (images,)."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(result["correct"]), np.uint8))
+    return bits[: result["images"]].astype(bool)
+
+
+def read_rows(kept: Path) -> list[Found]:
+    """All rows with what is there of them, in the order of ROWS."""
+    found = []
+    for row in ROWS:
+        paths = {seed: kept / name / "result.json" for name, seed in row.runs}
+        results = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
+        found.append(Found(row, results))
+    return found
+
+
+def of_budget(found: Sequence[Found], model: str, budget: str) -> list[Found]:
+    """The trained rows of the main table of a model and budget; the budget "float" has its float row."""
+    return [f for f in found if (f.row.model, f.row.budget, f.row.ablation) == (model, budget, "") and f.results]
+
+
+def best_uniform(rows: Sequence[Found]) -> Found | None:
+    """The uniform row to beat: the one with the higher mean top-1 where there are two."""
+    uniform = [f for f in rows if f.row.title.startswith("uniform")]
+    return max(uniform, key=lambda f: f.mean, default=None)
+
+
+def compared(first: Found | None, second: Found | None) -> Difference | None:
+    """`first` minus `second` on the seeds that both have; None without one."""
+    seeds = [seed for seed in first.results if seed in second.results] if first and second else []
+    return difference(first.outcomes(seeds), second.outcomes(seeds)) if first and second and seeds else None
+
+
+def gap_closed(gain: Difference | None, gap: Difference | None) -> float | None:
+    """Percent of the gap to float that a gain closes; None where there is no gap, or one is not known."""
+    return 100 * gain.mean / gap.mean if gain is not None and gap is not None and gap.mean > 0 else None
