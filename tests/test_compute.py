@@ -142,7 +142,7 @@ def test_compiled_steps_train_the_same_model(spec: Spec) -> None:
     ],
 )
 def test_a_recipe_names_method_and_option(method: str, option: str, able: str) -> None:
-    text = f"method {method!r} does not go with fit.{option}: set it to false, or use {able}"
+    text = f"method {method!r} does not go with fit.{option}: leave it out, or use {able}"
     options = METHODS[method].uniform(4, 4)
     with pytest.raises(RecipeError, match=text):
         Recipe(method=method, quantize=options, fit=FitConfig(**{option: True}))
@@ -158,9 +158,7 @@ def test_learned_scales_and_float_rows_go_with_both(option: str) -> None:
 
 
 def test_fit_refuses_to_compile_what_is_watched() -> None:
-    text = (
-        r"fit.compile does not go with a guide or with fit.features: compiled code does not see .* fit.compile = false"
-    )
+    text = r"fit.compile does not go with a guide, with fit.features or with .*: compiled code does not see .* fit.compile = false"
     model, teacher = toy_model(uniform(3)), vit(depth=1)
     with pytest.raises(ValueError, match=text):
         toy_run(FitConfig(compile=True, features=FeatureDistillation()), model=model, budget=None, teacher=teacher)

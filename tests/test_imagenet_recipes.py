@@ -35,6 +35,7 @@ def test_every_file_loads_and_is_named_after_its_model_budget_and_length() -> No
         assert recipe.model.name.startswith("_".join(path.stem.split("_")[:2]))
         assert recipe.fit.epochs == (4 if path.stem.endswith("_short") else 300)
         assert (recipe.fit.features is not None) == path.stem.endswith("_short")
+        assert recipe.fit.activations_first == (0.25 if path.stem.endswith("_short") else 0)
 
 
 @pytest.mark.parametrize(  # derived by hand from the shapes: 8-bit first and last layers, methods' table in GBitOPs

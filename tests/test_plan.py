@@ -100,6 +100,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Rehearsal:
         memory=MEMORY,
         checkpoint={"model": 100, "optimizer": 200},
         calibration=3.0,
+        weights_fit=4.0,
         freeze=5.0,
         evaluation=0.25,
         judgement=2.0,
@@ -125,6 +126,7 @@ def test_projection_by_hand(given: Rehearsal) -> None:
         epochs=10,
         evaluate_every=2.0,
         distillation=0.5,
+        activations_first=0.25,
         features=FeatureDistillation(batches=3),
         cache_teacher=True,
         allocation=Lagrangian(every=10, warm_up=5),
@@ -139,6 +141,7 @@ def test_projection_by_hand(given: Rehearsal) -> None:
     assert row.seconds == {
         "calibration": 3.0,
         "training": 105.0,
+        "weights fitted": 4.0,
         "principal components": 3 * 16 * 0.5,
         "evaluations while training": 5 * 40 * 0.25,
         "freeze": 5.0,

@@ -70,6 +70,15 @@ def test_long_logs_are_thinned_to_means_that_keep_the_last_step(tmp_path: Path) 
     assert len(pictures["training-top1"].tables["evaluations"].rows) == 2
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["activations-first", "plain"])
+def test_accuracies_of_float_weights_are_called_so(first: bool, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["metrics"])
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 50, "top1": 60.0, **({"float_weights": 1} if first else {})}) + "\n")
+    pictures = {picture.key: picture for picture in training([read_run("run", folder)], Cast(["run"], legend=False))}
+    assert ("first ones are of float weights" in pictures["training-top1"].caption) == first
+
+
 def test_histograms_count_every_weight(tmp_path: Path) -> None:
     program = vit_program()
     qvit_runtime.save(program, tmp_path / "model.qvit")

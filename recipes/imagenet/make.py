@@ -94,8 +94,9 @@ SHORT = (
     """\
 # ImageNet, {model}: head-wise learned bits at the GBitOPs of
 # {words}, in four epochs on one GPU. The float model is the teacher: its logits and, after GPLQ
-# (arXiv 2506.11784), its last features guide the training, so augmentation is light. Settings to start from, not tuned ones,
-# and not run here: see docs/imagenet.md.
+# (arXiv 2506.11784), its last features guide the training, so augmentation is light. After GPLQ, too, activations are quantized
+# first: weights stay float for one epoch, the bits are final after two. Settings to start from, not tuned ones, and not run
+# here: see docs/imagenet.md.
 """
     + HEAD
     + """\
@@ -108,6 +109,7 @@ epochs = 4
 learning_rate = 5e-5
 weight_decay = 0.0
 precision = "bf16"
+activations_first = 0.25
 lock_at = 0.5
 distillation = 0.5
 features = {{ weight = 1.0, variance = 0.6, batches = 32 }}

@@ -35,10 +35,11 @@ class BitSchedule:
     budget     what it may cost after the lock
     config     allocation and refill
     lock_step  optimizer steps after which the bits are final
+    first      steps at the start in which weights are float (`activations_first`)
     """
 
-    def __init__(self, model: nn.Module, budget: Budget, config: FitConfig, lock_step: int) -> None:
-        self.model, self.budget, self.lock_step = model, budget, lock_step
+    def __init__(self, model: nn.Module, budget: Budget, config: FitConfig, lock_step: int, first: int = 0) -> None:
+        self.model, self.budget, self.lock_step, self.first = model, budget, lock_step, first
         self.allocation, self.refill = config.allocation, config.refill
         by_benefit = (
             self.allocation if isinstance(self.allocation, Lagrangian) else Lagrangian()
@@ -92,7 +93,7 @@ class BitSchedule:
         changed = False
         if probed:
             self.remember()
-            self.sensitivity.warm_slots()
+            self.sensitivity.warm_slots(float_weights=step < self.first)
         if isinstance(self.allocation, Published):
             changed = any([q.settle_bits() for q in self.sensitivity.quantizers.values()])  # noqa: C419 - settle all
         elif probed:

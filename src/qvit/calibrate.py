@@ -81,10 +81,7 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8, observer: Obse
     """
     observer = observer or LeastSquares()
     quantizers = require_quantized(model)
-    owners = weight_owners(model)
-    for name, quantizer in quantizers.items():
-        if not quantizer.batched:
-            fit_weight(name, quantizer, owners[name], observer)
+    fit_weights(model, observer)
     watchers = {
         name: watcher(observer, quantizer.scale_groups, quantizer.axis)
         for name, quantizer in quantizers.items()
@@ -133,6 +130,13 @@ def weight_owners(model: nn.Module) -> dict[str, Tensor]:
     """Weight tensor of each weight quantizer, by tensor name."""
     quantizers = require_quantized(model)
     return {name: parameter for name, parameter in model.named_parameters() if name in quantizers}
+
+
+def fit_weights(model: nn.Module, observer: Observer | None = None) -> None:
+    """Scales of all weights for every slot; the default observer is LeastSquares()."""
+    quantizers = require_quantized(model)
+    for name, weight in weight_owners(model).items():
+        fit_weight(name, quantizers[name], weight, observer)
 
 
 @torch.no_grad()

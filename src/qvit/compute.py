@@ -28,8 +28,8 @@ def check_compute(config: FitConfig, model: nn.Module, hooked: bool) -> None:
     """
     if config.compile and hooked:
         raise ValueError(
-            "fit.compile does not go with a guide or with fit.features: compiled code does not see their hooks inside the "
-            "network; set fit.compile = false"
+            "fit.compile does not go with a guide, with fit.features or with fit.activations_first: compiled code does not see "
+            "their hooks inside the network; set fit.compile = false"
         )
     if config.checkpoint_activations and not hasattr(model, "set_grad_checkpointing"):
         raise ValueError(

@@ -58,7 +58,13 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
             reach = f"budget: {budget.limit:g} {budget.unit}; this model reaches {least:.4f} to {most:.4f}"
             yield f"{reach}; {budget.caveat}" if budget.caveat else reach
     if recipe.fit.epochs:
-        config = dataclasses.replace(recipe.fit, epochs=1.0, lock_at=0.5, accumulate=min(recipe.fit.accumulate, 2))
+        config = dataclasses.replace(
+            recipe.fit,
+            epochs=1.0,
+            activations_first=min(recipe.fit.activations_first, 0.25),
+            lock_at=0.5,
+            accumulate=min(recipe.fit.accumulate, 2),
+        )
         result = fit(
             model,
             context.splits.train,

@@ -4,10 +4,11 @@
       stage 1: weights,     the bits become      stage 2: weights and the scales of the
       scales and bits       final (`lock`)       final slots settle; the moving average runs
 
-The loop is one for float and quantized models; what moves the bits is `bit_schedule`'s business. What happens around a
-step is a function of (seed, step) alone: data order and augmentation (`data.order`), mixup, dropout (the random state is
-set before every step), learning rates, the lock. So a checkpoint holds tensors and a step number, and a resumed run
-continues bit for bit. What is minimised is `step_loss`; a method adds to it through a `guide`. What a signal does to a run is
+The loop is one for float and quantized models; what moves the bits is `bit_schedule`'s business. Weights may stay float at
+the start, while activations are quantized (`activations_first`). What happens around a step is a function of (seed, step)
+alone: data order and augmentation (`data.order`), mixup, dropout (the random state is set before every step), learning
+rates, the lock, whether weights are float. So a checkpoint holds tensors and a step number, and a resumed run continues
+bit for bit. What is minimised is `step_loss`; a method adds to it through a `guide`. What a signal does to a run is
 said in `interruption`, what a loss that is not finite does in `rollback`.
 
 Accelerate owns device, processes and gradient averaging; nothing distributed is written here. Processes share each batch
@@ -30,6 +31,7 @@ from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwa
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .activations_first import ActivationsFirst
 from .allocate import Published
 from .bit_schedule import BitSchedule
 from .budget import Budget, check_budget
@@ -123,7 +125,8 @@ def fit(
         raise ValueError(f"fit.distillation is {config.distillation} but there is no teacher; pass teacher=float_model")
     if config.features is not None and teacher is None:
         raise ValueError("fit.features is set but there is no teacher; pass teacher=float_model")
-    check_compute(config, model, hooked=guide is not None or config.features is not None)
+    hooked = guide is not None or config.features is not None or config.activations_first > 0
+    check_compute(config, model, hooked)
     folder = Run(run) if isinstance(run, (str, Path)) else run
     if folder is not None and is_main():
         check_writable(folder.folder)
@@ -178,6 +181,7 @@ class _Trainer:
         per_epoch = batches_in_epoch(train, order)
         self.steps_per_epoch, self.steps = config.steps(per_epoch)
         self.lock_step = config.lock_step(self.steps)
+        self.first = ActivationsFirst(model, config.float_weight_steps(self.steps))
         bit_rate = None
         if isinstance(config.allocation, Published):
             bit_rate = config.allocation.learning_rate or 2.0 / self.lock_step
@@ -197,7 +201,7 @@ class _Trainer:
         self.loss = StepLoss(config, data, teacher, self.guides)
         self.bits: BitSchedule | None = None
         if budget is not None and any(q.is_learned for q in named_quantizers(model).values()):
-            self.bits = BitSchedule(model, budget, config, self.lock_step)
+            self.bits = BitSchedule(model, budget, config, self.lock_step, self.first.steps)
         sensitivity = self.bits.sensitivity if self.bits is not None else None
         self.state = TrainingState(model, optimizer, sensitivity, config.ema_decay)
 
@@ -239,7 +243,8 @@ class _Trainer:
         if within and isinstance(self.batches.order, SeededStream):
             self.log.progress.say(f"the stream of epoch {epoch} is read again from its beginning, up to step {step}")
         for batches in self.batches.steps(epoch, within):
-            record = self._step(step, batches)
+            with self.first.network(step):
+                record = self._step(step, batches)
             step += 1
             self.log.progress.images += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
             learned = self.raw if self.bits is not None else None
@@ -286,6 +291,8 @@ class _Trainer:
             self._note_bits(step + 1)
         for guide in self.guides:
             guide.after_step()
+        if self.first.after_step(step):
+            self.log.progress.say(f"step {step + 1}: weights are quantized from here on, their scales fitted to them")
         self.state.average(step - self.lock_step)
         return {"loss": total, "gradient_norm": norm}
 
@@ -308,7 +315,7 @@ class _Trainer:
             islice(self.batches.batches(0), min(self.bits.warm_up, self.batches.per_epoch))
         ):
             torch.manual_seed(seed_of("probe", self.config.seed, number, self.accelerator.process_index))
-            with self.bits.probe(len(images), 1):
+            with self.first.network(0), self.bits.probe(len(images), 1):
                 self.accelerator.backward(self.loss(self.model, images, labels, number))
             self.raw.zero_grad(set_to_none=True)
             self.bits.remember()
@@ -363,12 +370,13 @@ class _Trainer:
     def _checkpoints(self, step: int) -> bool:
         """Whether step number `step` is followed by a checkpoint."""
         every = self.config.checkpoint_every or self.steps_per_epoch
-        return step % every == 0 or step in (self.lock_step, self.steps)
+        return step % every == 0 or step in (self.first.steps, self.lock_step, self.steps)
 
     def _evaluate(self, step: int) -> None:
         assert self.evaluation is not None
-        self.evaluated, self.top1 = step, evaluate_together(self.state.averaged_model(), self.evaluation).top1
-        self.log.top1(step, self.top1)
+        with self.first.network(step):
+            self.evaluated, self.top1 = step, evaluate_together(self.state.averaged_model(), self.evaluation).top1
+        self.log.top1(step, self.top1, self.first.lasts(step))
 
 
 def _means(*numbers: float) -> list[float]:

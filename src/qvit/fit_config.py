@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .allocate import Allocation, Lagrangian
+from .allocate import Allocation, Lagrangian, Published
 from .feature_distill import FeatureDistillation
 
 Precision = Literal["no", "bf16"]
@@ -40,6 +40,8 @@ class FitConfig:
     """Compile the network (torch.compile): worth trying on a GPU, no gain was measured on a CPU."""
     checkpoint_activations: bool = False
     """Keep the input of each block alone and compute the rest a second time: less memory, same numbers, more time."""
+    activations_first: float = 0.0
+    """Fraction of the steps, at the start, in which weights stay float while activations are quantized (`activations_first`)."""
     lock_at: float = 0.6
     """Fraction of the steps after which the bits are final; the rest settles weights and scales."""
     refill: bool = True
@@ -91,11 +93,23 @@ class FitConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("learning_rate_floor", "lock_at", "ema_decay", "distillation", "rollback_factor"):
+        shares = ("learning_rate_floor", "activations_first", "lock_at", "ema_decay", "distillation", "rollback_factor")
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must lie between 0 and 1")
         if self.precision not in ("no", "bf16"):
             raise ValueError(f"fit.precision is {self.precision!r}; allowed: 'no', 'bf16'")
+        if self.activations_first > self.lock_at:
+            raise ValueError(
+                f"fit.activations_first is {self.activations_first} and fit.lock_at {self.lock_at}: the bits of weights would be "
+                f"final before a weight is quantized; give a lock_at of at least {self.activations_first}, or a shorter "
+                "first stage"
+            )
+        if self.activations_first and isinstance(self.allocation, Published):
+            raise ValueError(
+                "fit.activations_first does not go with the allocation Published: the loss tells it nothing about the bits of "
+                "weights that are float, and the budget alone would move them; use Lagrangian, or leave activations_first out"
+            )
 
     @property
     def needs_teacher(self) -> bool:
@@ -106,6 +120,10 @@ class FitConfig:
         """(optimizer steps of an epoch of `batches` batches, of the whole run)."""
         per_epoch = batches // self.accumulate
         return per_epoch, max(1, round(self.epochs * per_epoch))
+
+    def float_weight_steps(self, steps: int) -> int:
+        """Steps of a run of `steps` steps in which weights stay float."""
+        return max(1, round(self.activations_first * steps)) if self.activations_first else 0
 
     def lock_step(self, steps: int) -> int:
         """Steps of a run of `steps` steps after which the bits are final."""

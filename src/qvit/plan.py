@@ -156,6 +156,8 @@ def _plan_row(row: Recipe, small: Recipe, folder: str, found: Rehearsal, staged:
         schedule = schedule_of(fit, learned, staged.train_images // batch)
         larger = batch / small.data.batch_size
         seconds["training"] = seconds_of_training(schedule, found.steps, larger, fit.accumulate) / devices
+        if fit.activations_first:
+            seconds["weights fitted"] = found.weights_fit
         if fit.features is not None:
             seconds["principal components"] = fit.features.batches * batch * found.forward / devices
         seconds["evaluations while training"] = schedule.evaluations * staged.eval_images * found.evaluation / devices

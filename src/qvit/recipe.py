@@ -100,6 +100,11 @@ class Recipe:
         for name, fit in (("fit", self.fit), ("train_float", self.train_float)):
             if fit is not None and fit.seed not in (0, self.seed):
                 raise RecipeError(f"{name}.seed is {fit.seed}, but seed is {self.seed}; give the seed once, at the top")
+            if fit is not None and fit.activations_first and (self.method == FLOAT or name == "train_float"):
+                raise RecipeError(
+                    f"{name}.activations_first is {fit.activations_first}, but a float model has no activations to quantize "
+                    "first; leave it out"
+                )
 
     def _check_method(self) -> None:
         _known(self.method)
@@ -118,11 +123,12 @@ class Recipe:
                 raise RecipeError("bits cannot be learned without training: give fit.epochs, or FixedBits in quantize")
         if self.fit.epochs and not method.trains:
             raise RecipeError(f"method {self.method!r} is post-training quantization: set fit.epochs = 0")
-        for option, does in (("compile", "compiles"), ("checkpoint_activations", "recomputes")):
+        needs = {"compile": "compiles", "checkpoint_activations": "recomputes", "activations_first": "quantizers"}
+        for option, does in needs.items():
             if getattr(self.fit, option) and not getattr(method, does):
                 able = [repr(name) for name, other in METHODS.items() if other.trains and getattr(other, does)]
                 raise RecipeError(
-                    f"method {self.method!r} does not go with fit.{option}: set it to false, or use {' or '.join(able)}"
+                    f"method {self.method!r} does not go with fit.{option}: leave it out, or use {' or '.join(able)}"
                 )
         if self.uniform_baseline and self.method != "qvit":
             raise RecipeError(

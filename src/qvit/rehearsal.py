@@ -27,6 +27,7 @@ from qvit_runtime.artifact import to_bytes
 
 from .allocate import Lagrangian
 from .bit_schedule import PUBLISHED_PROBES
+from .calibrate import fit_weights
 from .evaluate import evaluate
 from .fit import fit
 from .fit_config import FitConfig
@@ -64,6 +65,7 @@ class Rehearsal:
     memory       of training, on one device
     checkpoint   bytes of its last checkpoint, by kind
     calibration  of the rehearsal's calibration images together
+    weights_fit  the scales of all weights, where weights are float at first (`activations_first`)
     freeze       the program, made and packed
     evaluation   of an image, as while training
     judgement    of an image: module, program in the interpreter, float model
@@ -76,6 +78,7 @@ class Rehearsal:
     memory: Memory | None
     checkpoint: dict[str, int]
     calibration: float
+    weights_fit: float
     freeze: float
     evaluation: float
     judgement: float
@@ -109,12 +112,16 @@ def rehearse(context: Context, row: Recipe, device_batch: int) -> Rehearsal:
     if row.method == FLOAT:
         memory, checkpoint = _sizes(context, row, context.model, False, device_batch)
         steps = time_steps(context, row, context.model, None)
-        return Rehearsal(steps, memory, checkpoint, 0.0, 0.0, forward, 0.0, forward, checkpoint["model"], 0)
+        return Rehearsal(steps, memory, checkpoint, 0.0, 0.0, 0.0, forward, 0.0, forward, checkpoint["model"], 0)
     method = METHODS[row.method]
     model = method.quantize(context.model, row.quantize)
     watch.lap()
     method.calibrate(model, row.quantize, context.splits.calibration, calibration_batches(row, context.data))
     calibration = watch.lap()
+    weights_fit = 0.0
+    if row.fit.activations_first:
+        fit_weights(model)
+        weights_fit = watch.lap()
     trained: tuple[StepSeconds | None, Memory | None, dict[str, int]] = (None, None, {})
     if row.fit.epochs:
         guide = method.guide(model, row.quantize, context.model)
@@ -129,7 +136,7 @@ def rehearse(context: Context, row: Recipe, device_batch: int) -> Rehearsal:
     judge(context, method.exact(model), program)
     judgement = watch.lap() / images
     weights = size_of(model.state_dict().values())
-    return Rehearsal(*trained, calibration, freeze, evaluation, judgement, forward, weights, artifact)
+    return Rehearsal(*trained, calibration, weights_fit, freeze, evaluation, judgement, forward, weights, artifact)
 
 
 def _sizes(
@@ -183,6 +190,7 @@ def short_fit(config: FitConfig, learned: bool, batches: int) -> tuple[FitConfig
         config,
         epochs=steps / batches,
         lock_at=min(1.0, lock_step / steps),
+        activations_first=0.0,
         warmup_epochs=0.0,
         accumulate=1,
         allocation=allocation,

@@ -121,14 +121,19 @@ class Sensitivity:
             table.mul_(keep).add_(seen, alpha=1 - keep)
 
     @torch.no_grad()
-    def warm_slots(self) -> None:
-        """Move the slots that are not in force one least-squares step, from the last probe."""
+    def warm_slots(self, float_weights: bool = False) -> None:
+        """Move the slots that are not in force one least-squares step, from the last probe.
+
+        float_weights  weights were not quantized in it, so none of their slots was in force (`activations_first`)
+        """
         for name, sums in self._sums.items():
             quantizer = self.quantizers[name]
             if quantizer.log_scale.shape != sums.shape[:2]:
                 continue  # a single or shared bank has no slot of its own to keep warm
             slots = quantizer.per_scale(quantizer.slot_of(quantizer.bit_width))
             unused = torch.arange(sums.shape[1], device=slots.device) != slots[:, None]
+            if float_weights and not quantizer.batched:
+                unused.fill_(True)
             scale, offset = _least_squares_step(sums)
             moves = unused & (scale > 0).to(slots.device)
             quantizer.log_scale.copy_(torch.where(moves, scale.log().to(quantizer.log_scale), quantizer.log_scale))

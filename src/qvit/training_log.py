@@ -103,12 +103,12 @@ class TrainingLog:
             rounded = {name: [round(value, 3) for value in values] for name, values in logs.items()}
             self.folder.append("scales.jsonl", {"step": step, "log2_scale": rounded})
 
-    def top1(self, step: int, top1: float | None) -> None:
-        """The outcome of an evaluation."""
-        self.metrics(step, {"top1": top1})
+    def top1(self, step: int, top1: float | None, float_weights: bool) -> None:
+        """The outcome of an evaluation; the record says so where weights were float (`activations_first`)."""
+        self.metrics(step, {"top1": top1, "float_weights": 1} if float_weights else {"top1": top1})
         self.progress.top1 = top1
         if top1 is not None:
-            self.progress.say(f"step {step}: top-1 {top1:.2f} %")
+            self.progress.say(f"step {step}: top-1 {top1:.2f} %{' with float weights' if float_weights else ''}")
 
     def roll_back(self, failed: int, step: int, factor: float, because: str) -> None:
         """The run goes on from `step` at `factor` of the learning rates, for after step `failed` it was not finite.

@@ -44,10 +44,13 @@ def training(runs: Sequence[Run], cast: Cast) -> Iterator[Picture]:
         [(r.name, m["step"], digits(m.get("epoch")), m["top1"]) for r in logged for m in r.metrics if m.get("top1")],
     )
     if evaluations.rows:
+        caption = "Top-1 on the evaluation split, of the module as it stands then."
+        if any(line.get("float_weights") for run in logged for line in run.metrics):
+            caption += " The first ones are of float weights (fit.activations_first)."
         yield Picture(
             "training-top1",
             "Accuracy while training",
-            "Top-1 on the evaluation split, of the module as it stands then.",
+            caption,
             _chart(cast, "top1", "top-1 %", "evaluations", evaluations, []),
             {"evaluations": evaluations},
         )
