@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def read_trajectory(folder: Path) -> Trajectory:
         scale_steps=np.array([line["step"] for line in scales]),
         log2_scale=np.array(
             [[m for name, n in learned.items() for m in _per_group(line["log2_scale"][name], n)] for line in scales]
-        ),
+        ).reshape(-1, sum(learned.values())),
         loss_steps=np.array([line["step"] for line in losses]),
         loss=np.array([line["loss"] for line in losses]),
         rolled_back=any("rolled_back_from" in line for line in metrics),
@@ -125,15 +124,15 @@ class Convergence:
     per_bit: float | None
     moved_after: float | None
     moved_at_rest: float | None
-    loss_change: Estimate
+    loss_change: Estimate | None
     loss_at_flips: Estimate | None
-    loss_at_lock: Estimate
+    loss_at_lock: Estimate | None
     rolled_back: bool
 
     @property
     def verdict(self) -> str:
         """diverges, settles, oscillates or drifts."""
-        value, error = self.loss_change
+        value, error = self.loss_change or (0.0, 0.0)
         if self.rolled_back or value > 2 * error:
             return "diverges"
         if self.flip_rates[-1] < SETTLED:
@@ -201,10 +200,8 @@ def scale_moves(run: Trajectory) -> tuple[float | None, float | None, float | No
 
 def _changes_between(run: Trajectory, steps: np.ndarray) -> np.ndarray:
     """Whether a group changed its width at all between two lines of scales, there and back included, bool (S - 1, G)."""
-    changed = np.diff(run.bits, axis=0, prepend=run.bits[:1]) != 0
-    return np.stack(
-        [changed[(run.bit_steps > start) & (run.bit_steps <= end)].any(0) for start, end in pairwise(steps)]
-    )
+    so_far = (np.diff(run.bits, axis=0, prepend=run.bits[:1]) != 0).cumsum(0)
+    return np.diff(so_far[np.searchsorted(run.bit_steps, steps, side="right") - 1], axis=0) > 0
 
 
 def loss_at_flips(run: Trajectory) -> Estimate | None:
@@ -213,11 +210,13 @@ def loss_at_flips(run: Trajectory) -> Estimate | None:
     changes = np.diff(run.loss[: len(steps)])
     counts, _ = np.histogram(run.flips[0], steps - 0.5)  # a flip after step f is in the losses of steps f + 1, ...
     many = counts > np.median(counts)
-    return _minus(changes[many], changes[~many]) if many.sum() > 1 and (~many).sum() > 1 else None
+    return _minus(changes[many], changes[~many])
 
 
-def _minus(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """mean(first) - mean(second) and its standard error."""
+def _minus(first: np.ndarray, second: np.ndarray) -> Estimate | None:
+    """mean(first) - mean(second) and its standard error; None where one has fewer than two values."""
+    if min(len(first), len(second)) < 2:
+        return None
     error = np.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
     return float(first.mean() - second.mean()), float(error)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import qvit_runtime
 from evidence_found import outcomes_of
 from evidence_rows import ROWS, Row
-from qvit.data import open_eval
+from qvit.data import open_eval, resolve_data
 from qvit.float_model import create_float_model
 from qvit_runtime.bench import random_images
 
@@ -57,8 +57,9 @@ def measure(kept: Path) -> Record:
         mine = [row for row in rows if row.model == model]
         engines = {row.name: engine_of(kept, row) for row in mine}
         float_row = next(row for row in ROWS if row.model == model and row.budget == "float")
-        found |= race(engines, float_row.name, eager_model(float_row), ROUNDS, CALLS)
-        batches = list(open_eval(float_row.load(seed=0).data))
+        float_model = eager_model(float_row)
+        found |= race(engines, float_row.name, float_model, ROUNDS, CALLS)
+        batches = list(open_eval(resolve_data(float_row.load(seed=0).data, float_model)))
         for row in mine:
             result = json.loads((kept / f"{row.name}_s0" / "result.json").read_text())
             found[row.name] |= answers(engines[row.name], batches, outcomes_of(result))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from evidence_found import Found, best_uniform, compared, gap_closed, of_budget, read_rows
-from evidence_report import BUDGETS, Latency, figure_of, milliseconds, read_latency
-from evidence_rows import DEIT, HEADS, SWIN
+from evidence_report import Latency, figure_of, milliseconds, read_latency
+from evidence_rows import BUDGETS, DEIT, HEADS, SWIN
 
 BEGIN = "<!-- evidence: written by python experiments/evidence.py --tables -->"
 END = "<!-- end of evidence -->"

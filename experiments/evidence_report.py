@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from evidence_found import Found, best_uniform, compared, gap_closed, of_budget, read_rows
-from evidence_rows import DEIT, HEADS, SWIN, UNIFORM
+from evidence_rows import BUDGETS, DEIT, HEADS, SWIN, UNIFORM
 from evidence_tradeoff import draw_tradeoff
 from evidence_trajectories import section
 
 LATENCY = "latency.json"
 ALLOWED = 0.1  # points between the top-1 of the engine and of the interpreter
-BUDGETS = ("3 bits", "W2A3", "4 bits")
 HEADER = """# Evidence: learned bits against uniform bits
 
 Written by `python experiments/evidence.py --tables` from experiments/results/evidence; `python experiments/evidence.py` trains the
@@ -104,10 +103,10 @@ def verdict(rows: list[Found], floats: list[Found]) -> Iterator[str]:
         return
     name = "uniform bits" if baseline.row.title == UNIFORM else baseline.row.title
     text = f"Head-wise learned bits minus {name}: {gain}, {'shown' if gain.is_shown else 'not shown'}."
-    gap = compared(floats[0], baseline) if floats else None
+    gap = compared(floats[0] if floats else None, baseline)
     closed = gap_closed(gain, gap)
-    if gap is not None and closed is not None:
-        text += f" The gap of the uniform row to float is {gap.mean:.2f} points; {closed:.0f} % of it is closed."
+    if gap is not None:
+        text += f" Float minus the uniform row: {gap}{'' if closed is None else f'; {closed:.0f} % of it is closed'}."
     yield text + "\n"
 
 

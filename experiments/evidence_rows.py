@@ -56,6 +56,7 @@ class Row:
 
 
 DEIT, SWIN = "micro DeiT", "micro Swin"
+BUDGETS = ("3 bits", "W2A3", "4 bits")
 UNIFORM, LAYERS, HEADS = "uniform LSQ", "learned, layer-wise", "learned, head-wise"
 _WITHOUT = "head-wise without "
 

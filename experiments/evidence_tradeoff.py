@@ -8,31 +8,30 @@ cost the same to four digits, so they stand side by side, their middle at the co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from evidence_found import Found
-from evidence_rows import HEADS, LAYERS, UNIFORM
+from evidence_found import Found, of_budget
+from evidence_rows import BUDGETS, HEADS, LAYERS, UNIFORM
 from evidence_statistics import interval_over_seeds
 from evidence_svg import Panel, figure, legend, mark, path, text
 
 WIDTH, HEIGHT = 640, 360
-BESIDE = 26  # pixels between the rows of one budget
+BESIDE = 36  # pixels between the rows of one budget
 MARKS = {UNIFORM: 0, LAYERS: 1, HEADS: 2}
 
 
 def draw_tradeoff(model: str, found: Sequence[Found], out: Path) -> bool:
     """Write the figure of a model; False when there is nothing to draw."""
-    rows = [f for f in found if f.row.model == model and f.results and not f.row.ablation]
-    floats = [f for f in rows if f.row.budget == "float"]
-    priced = [f for f in rows if f.row.budget != "float"]
+    floats = of_budget(found, model, "float")
+    budgets = [sorted(of_budget(found, model, budget), key=mark_of) for budget in BUDGETS]
+    priced = [f for rows in budgets for f in rows]
     if not priced:
         return False
-    everything = [end for f in rows for end in _ends(f)]
+    everything = [end for f in (*floats, *priced) for end in _ends(f)]
     costs = [cost_of(f) for f in priced]
-    room, high = 0.3 * max(costs), max(everything)
+    room, high = 0.15 * max(costs), max(everything)
     margin = max(0.5, 0.08 * (high - min(everything)))
     panel = Panel(
         *(52, 40, WIDTH - 72, HEIGHT - 84),
@@ -44,13 +43,11 @@ def draw_tradeoff(model: str, found: Sequence[Found], out: Path) -> bool:
         y = panel.y(f.mean)
         elements += [
             path([(panel.left, y), (panel.left + panel.width, y)], "quiet dash"),
-            text(panel.left + panel.width, y - 5, f"{f.row.title} {f.mean:.2f}", "end"),
+            text(panel.left + 4, y - 5, f"{f.row.title} {f.mean:.2f}"),
         ]
-    for _, group in groupby(priced, key=lambda f: f.row.budget):
-        members = list(group)
-        for place, f in enumerate(members):
-            x = panel.x(cost_of(f)) + BESIDE * (place - (len(members) - 1) / 2)
-            elements += _row(panel, f, x)
+    for rows in budgets:
+        for place, f in enumerate(rows):
+            elements += _row(panel, f, panel.x(cost_of(f)) + BESIDE * (place - (len(rows) - 1) / 2))
     kinds = [(kind, name) for name, kind in MARKS.items() if any(mark_of(f) == kind for f in priced)]
     elements += legend(panel.left + 60, 20, kinds)
     out.write_text(figure(WIDTH, HEIGHT, f"{model}: top-1 against GBitOPs", elements))

@@ -60,11 +60,11 @@ def cells(found: Convergence) -> tuple[str, ...]:
     return (
         str(found.lock),
         ", ".join(f"{rate:.1f}" for rate in found.flip_rates),
-        "" if found.reversed_share is None else f"{100 * found.reversed_share:.0f} %",
+        "-" if found.reversed_share is None else f"{100 * found.reversed_share:.0f} %",
         _plain(found.per_bit, "+"),
         f"{_plain(found.moved_after)}; {_plain(found.moved_at_rest)}",
         _estimate(found.loss_change),
-        "" if found.loss_at_flips is None else _estimate(found.loss_at_flips),
+        _estimate(found.loss_at_flips),
         _estimate(found.loss_at_lock),
         found.verdict,
     )
@@ -74,8 +74,8 @@ def _plain(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.2f}"
 
 
-def _estimate(estimate: Estimate) -> str:
-    return f"{estimate[0]:+.3f} ± {estimate[1]:.3f}"
+def _estimate(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{estimate[0]:+.3f} ± {estimate[1]:.3f}"
 
 
 def draw(runs: dict[str, Trajectory]) -> str:

@@ -1,20 +1,25 @@
-"""The evidence's arithmetic: intervals, pairing, what is said of rows that are there or missing."""
+"""The evidence: intervals, pairing, what page, figure and README say of rows that are there or missing."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from evidence_found import best_uniform, compared, read_rows
+from evidence_readme import BEGIN, END, block, write_readme
 from evidence_report import write_document
-from evidence_rows import ROWS, SHARED
+from evidence_rows import DEIT, ROWS, SWIN
 from evidence_statistics import difference
-from qvit.recipe import load_recipe
+from evidence_svg import ticks
+from evidence_tradeoff import draw_tradeoff
+from toy_evidence import first, latency, write_result
 
-RECIPES = Path(__file__).parents[1] / "recipes" / "cifar10"
+ROOT = Path(__file__).parents[1]
+KEPT, DOCS, README = ROOT / "experiments" / "results" / "evidence", ROOT / "docs", ROOT / "README.md"
 
 
 def outcomes(*rows: str) -> np.ndarray:
@@ -48,23 +53,16 @@ def test_every_row_is_a_recipe_with_seeds_of_its_own() -> None:
     names = [name for row in ROWS for name, _ in row.runs]
     assert len(set(names)) == len(names)
     for row in ROWS:
-        recipe = load_recipe(RECIPES / f"{row.recipe}.toml", [*SHARED, *row.settings, "seed=3"])
+        recipe = row.load(seed=3)
         assert (recipe.seed, recipe.fit.epochs, recipe.fit.precision) == (3, 10, "bf16")
         assert (recipe.fit.learning_rate, recipe.fit.distillation, recipe.data.batch_size) == (5e-4, 0, 128)
         assert recipe.train_float is None
         assert ("head-wise" in row.title) == ("headwise" in row.recipe)
 
 
-def write(kept: Path, name: str, right: np.ndarray, gbitops: float | None) -> None:
-    (kept / name).mkdir(parents=True)
-    record = {
-        "images": len(right),
-        "gbitops": gbitops,
-        "artifact": None if gbitops is None else "model.qvit",
-        "artifact_kib": 300.0,
-        "correct": np.packbits(right).tobytes().hex(),
-    }
-    (kept / name / "result.json").write_text(json.dumps(record))
+def page(kept: Path) -> str:
+    write_document(kept, kept / "evidence.md")
+    return (kept / "evidence.md").read_text()
 
 
 def test_the_page_says_what_is_shown_and_what_is_missing(tmp_path: Path) -> None:
@@ -72,15 +70,13 @@ def test_the_page_says_what_is_shown_and_what_is_missing(tmp_path: Path) -> None
     base = draw.random(1003) < 0.7  # not a multiple of 8: packed bits are padded
     gained, gap = base | (draw.random(1003) < 0.2), base | (draw.random(1003) < 0.4)
     for seed in (0, 1):
-        write(tmp_path, f"uniform_w3a3_s{seed}", base, 0.45)
-        write(tmp_path, f"headwise_3bit_s{seed}", gained, 0.4508)
-    write(tmp_path, "float_s1", gap, None)
-    out = tmp_path / "evidence.md"
-    write_document(tmp_path, out)
-    text = out.read_text()
+        write_result(tmp_path, f"uniform_w3a3_s{seed}", base, 0.45)
+        write_result(tmp_path, f"headwise_3bit_s{seed}", gained, 0.4508)
+    write_result(tmp_path, "float_s1", gap, None)
+    text = page(tmp_path)
     gain = 100 * (gained.mean() - base.mean())
     assert f"Head-wise learned bits minus uniform bits: +{gain:.2f} ± 0.00 (seeds)" in text
-    assert ", shown. The gap" in text
+    assert ", shown. Float minus the uniform row: +" in text
     assert f"{100 * gain / (100 * (gap.mean() - base.mean())):.0f} % of it is closed" in text
     assert f"| uniform LSQ | 2 | {100 * base.mean():.2f} |" in text
     missing = text.split("Not trained yet: ")[1].strip(".\n").split(", ")
@@ -89,12 +85,135 @@ def test_the_page_says_what_is_shown_and_what_is_missing(tmp_path: Path) -> None
     assert "headwise_3bit_s1" not in missing
 
 
+def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
+    write_result(tmp_path, "uniform_w3a3_s0", first(80), 0.45)
+    write_result(tmp_path, "headwise_3bit_s0", first(70), 0.45)
+    write_result(tmp_path, "no_refill_s0", first(65), 0.45)
+    text = page(tmp_path)
+    assert "Head-wise learned bits minus uniform bits: -10.00 ±" in text
+    assert "| the lock only lowers bits | 1 | 65.00 | -5.00 ±" in text
+
+
+def test_no_share_of_a_gap_that_is_not_shown(tmp_path: Path) -> None:
+    write_result(tmp_path, "uniform_w3a3_s0", first(80), 0.45)
+    write_result(tmp_path, "headwise_3bit_s0", first(82), 0.45)
+    write_result(tmp_path, "float_s0", first(80.1), None)
+    assert "Float minus the uniform row: +0.10 ± 0.20 (images).\n" in page(tmp_path)
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    assert "##" not in text
+    assert ", ".join(name for row in ROWS for name, _ in row.runs) in text
+    assert list(tmp_path.glob("*.svg")) == []
+
+
+def test_rows_without_float_or_uniform(tmp_path: Path) -> None:
+    write_result(tmp_path, "headwise_4bit_s2", first(80), 0.8)
+    text = page(tmp_path)
+    assert "| learned, head-wise | 1 | 80.00 | 80.00 | 0.8000 | 300 |  |  |" in text
+    assert "minus uniform bits" not in text
+
+
+def test_milliseconds_and_the_engine(tmp_path: Path) -> None:
+    write_result(tmp_path, "uniform_w3a3_s0", first(77), 0.45)
+    write_result(tmp_path, "float_s0", first(78), None)
+    measured = latency(float=(1.9, 1.0, None), uniform_w3a3=(0.5, 3.8, 77.08))
+    (tmp_path / "latency.json").write_text(json.dumps(measured))
+    text = page(tmp_path)
+    assert "| 0.50 (3.80) |" in text
+    assert "| 1.90 (1.00) |" in text
+    assert (
+        "avx2 path of the native engine, 2 threads, batch 1, medians of 20 interleaved rounds of 50 calls, a CPU, 2026-11-26"
+        in text
+    )
+    assert (
+        "1 programs: at most 0.08 points apart (uniform_w3a3), within the 0.1 that are allowed; at most 3 images"
+        in text
+    )
+    measured["rows"]["uniform_w3a3"]["top1_engine"] = 76.8
+    (tmp_path / "latency.json").write_text(json.dumps(measured))
+    assert "at most 0.20 points apart (uniform_w3a3), NOT within the 0.1" in page(tmp_path)
+
+
 def test_the_better_uniform_row_is_the_one_to_beat_and_seeds_are_paired(tmp_path: Path) -> None:
-    right = np.arange(100) < 60
-    write(tmp_path, "uniform_w2a3_s0", right, 0.3)
-    write(tmp_path, "uniform_w3a2_s0", np.arange(100) < 70, 0.3)
-    write(tmp_path, "headwise_w2a3_s1", right, 0.3)
+    write_result(tmp_path, "uniform_w2a3_s0", first(60), 0.3)
+    write_result(tmp_path, "uniform_w3a2_s0", first(70), 0.3)
+    write_result(tmp_path, "headwise_w2a3_s1", first(60), 0.3)
     rows = {found.row.name: found for found in read_rows(tmp_path)}
     best = best_uniform([rows["uniform_w2a3"], rows["uniform_w3a2"]])
     assert best is rows["uniform_w3a2"]
     assert compared(rows["headwise_w2a3"], rows["uniform_w2a3"]) is None
+
+
+def test_the_figure_has_the_better_row_above_and_float_as_a_line(tmp_path: Path) -> None:
+    for seed, more in enumerate((0, 1, 2)):
+        write_result(tmp_path, f"uniform_w3a3_s{seed}", first(70 + more), 0.45)
+        write_result(tmp_path, f"headwise_3bit_s{seed}", first(75 + more), 0.45)
+    write_result(tmp_path, "headwise_4bit_s0", first(77), 0.8)
+    write_result(tmp_path, "float_s0", first(78), None)
+    assert draw_tradeoff(DEIT, read_rows(tmp_path), tmp_path / "deit.svg")
+    assert not draw_tradeoff(SWIN, read_rows(tmp_path), tmp_path / "swin.svg")
+    elements = list(ElementTree.parse(tmp_path / "deit.svg").iter())
+    squares = [e for e in elements if e.get("class") == "f0" and e.tag.endswith("rect")]
+    circles = [e for e in elements if e.get("class") == "f2"]
+    assert len(squares) == 3 + 1 + 1  # seeds, mean, legend
+    assert len(circles) == (3 + 1) + (1 + 1) + 1
+    square, circle, other = (float(e.get(y)) for e, y in ((squares[3], "y"), (circles[3], "cy"), (circles[5], "cy")))
+    assert other < circle < square  # pixels grow downwards
+    (line,) = [e for e in elements if e.get("class") == "quiet dash"]
+    assert float(line.get("d").split()[1].split("L")[0]) < other
+    assert len([e for e in elements if e.get("class") in ("s0", "s2")]) == 2  # intervals; one seed has none
+
+
+def test_readme_and_page_are_in_step_with_the_results(tmp_path: Path) -> None:
+    write_document(KEPT, tmp_path / "evidence.md")
+    for made in tmp_path.iterdir():
+        assert made.read_text() == (DOCS / made.name).read_text(), "run python experiments/evidence.py --tables"
+    assert f"{BEGIN}\n\n{block(KEPT)}\n{END}\n" in README.read_text(), "run python experiments/evidence.py --tables"
+
+
+def test_the_block_of_the_readme(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_readme(tmp_path, readme)
+    assert "No row is trained yet." in readme.read_text()
+    write_result(tmp_path, "uniform_w3a3_s0", first(70), 0.45)
+    write_result(tmp_path, "headwise_3bit_s0", first(75), 0.45)
+    write_result(tmp_path, "headwise_3bit_s1", first(77), 0.45)
+    write_result(tmp_path, "float_s0", first(80), None)
+    (tmp_path / "latency.json").write_text(json.dumps(latency(headwise_3bit=(0.5, 3.8, 77.0))))
+    write_readme(tmp_path, readme)
+    text = readme.read_text()
+    assert (
+        "| 3 bits, micro DeiT | 1, 1, 2 | 80.00 | 70.00 | 76.00 | +5.00 ± 1.35 (images), shown | 50 % | 300 | 0.50 (3.80) |"
+        in text
+    )
+    assert text.startswith(f"before\n{BEGIN}\n\n`python")
+    assert text.endswith(f"\n{END}\nafter\n")
+    assert "old" not in text
+    assert "No row" not in text
+    write_readme(tmp_path, readme)
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_a_readme_without_the_two_markers_is_left_alone(tmp_path: Path, text: str) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match=r"needs one line .* and after it one line .*: the results go between them"):
+        write_readme(tmp_path, readme)
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (76.4, 77.7, [76.5, 77, 77.5]),
+        (1.5, 8.5, [2, 4, 6, 8]),
+        (-90, 2106, [0, 500, 1000, 1500, 2000]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == expected
