@@ -83,7 +83,7 @@ def differences(case: str, mine: dict[str, Tensor], other: dict[str, Tensor]) ->
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("case", ["learned", "uniform", "accumulated", "bf16", "irm"])
+@pytest.mark.parametrize("case", ["learned", "activations-first", "uniform", "accumulated", "bf16", "irm"])
 def test_every_process_ends_with_the_same_model(case: str, number: int, runs: Path) -> None:
     first = ended(runs / str(number) / case, 0)
     for rank in range(1, number):
@@ -93,7 +93,7 @@ def test_every_process_ends_with_the_same_model(case: str, number: int, runs: Pa
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("case", ["learned", "uniform", "accumulated"])
+@pytest.mark.parametrize("case", ["learned", "activations-first", "uniform", "accumulated"])
 def test_the_model_is_that_of_one_process(case: str, number: int, runs: Path) -> None:
     """Bits and locks equal; weights and scales, all of which have moved, up to float32 rounding."""
     one, several = ended(runs / "1" / case, 0), ended(runs / str(number) / case, 0)
@@ -125,7 +125,7 @@ def test_bf16_differs_by_its_own_rounding(number: int, runs: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("case", ["learned", "uniform", "accumulated"])
+@pytest.mark.parametrize("case", ["learned", "activations-first", "uniform", "accumulated"])
 def test_the_log_is_that_of_one_process_and_written_once(case: str, number: int, runs: Path) -> None:
     """Losses are means over processes, steps and evaluations are there once, so is the bit history."""
     one, several = (Run(runs / n / case / "run") for n in ("1", str(number)))

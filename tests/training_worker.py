@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +45,7 @@ class Case:
 
 CASES = {
     "learned": Case(LEARNED, budget=three_bits()),
+    "activations-first": Case(replace(LEARNED, activations_first=0.5), budget=three_bits()),
     "uniform": Case(FitConfig(**SETTINGS), uniform(3)),  # type: ignore[arg-type]
     "accumulated": Case(FitConfig(**{**SETTINGS, "accumulate": 2, "epochs": 1.0}), uniform(3), batch=24),  # type: ignore[arg-type]
     "bf16": Case(FitConfig(**SETTINGS, precision="bf16"), uniform(3)),  # type: ignore[arg-type]
