@@ -7,6 +7,7 @@
 
 #include <map>
 
+#include "bindings_training.h"
 #include "cpu.h"
 #include "engine.h"
 
@@ -178,4 +179,5 @@ NB_MODULE(_native, m) {
       .def_prop_ro("path", &PyEngine::path)
       .def_prop_ro("threads", &PyEngine::threads)
       .def_prop_ro("arena_bytes", &PyEngine::arena_bytes);
+  bind_training(m);
 }

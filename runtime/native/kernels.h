@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels_integer.h"
+#include "kernels_training.h"
 
 namespace qvit {
 
@@ -122,6 +123,7 @@ struct Kernels {
   void (*pack_keys)(const PackArgs&);    // columns of B are the rows (tokens), inputs are the width
   void (*pack_values)(const PackArgs&);  // inputs of B are the rows (tokens), columns are the width
   const IntegerKernels* integer;
+  const TrainingKernels* training;
 };
 
 extern const Kernels kScalarKernels;

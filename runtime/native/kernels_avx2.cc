@@ -9,6 +9,7 @@
 #include "avx2/rows.h"
 #include "avx2/shiftmax.h"
 #include "avx2/softmax.h"
+#include "fake_quantize_loops.h"
 
 namespace qvit {
 
@@ -19,6 +20,6 @@ const IntegerKernels kIntegerKernels = {requantize, integer_layer_norm, shiftmax
 }  // namespace
 
 const Kernels kAvx2Kernels = {"avx2", gemm,      quantize,    layer_norm,      softmax,
-                              gelu,   pack_keys, pack_values, &kIntegerKernels};
+                              gelu,   pack_keys, pack_values, &kIntegerKernels, &kTrainingKernels};
 
 }  // namespace qvit

@@ -9,6 +9,7 @@
 #include "avx512/gemm.h"
 #include "avx512/layer_norm.h"
 #include "avx512/softmax.h"
+#include "fake_quantize_loops.h"
 
 namespace qvit {
 
@@ -19,6 +20,6 @@ const IntegerKernels kIntegerKernels = {requantize, integer_layer_norm, shiftmax
 }  // namespace
 
 const Kernels kAvx512Kernels = {"avx512vnni", gemm,      quantize,    layer_norm,      softmax,
-                                gelu,         pack_keys, pack_values, &kIntegerKernels};
+                                gelu,         pack_keys, pack_values, &kIntegerKernels, &kTrainingKernels};
 
 }  // namespace qvit

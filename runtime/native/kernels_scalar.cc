@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "fake_quantize_loops.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -206,6 +207,7 @@ void pack_values(const PackArgs& p) {
 }  // namespace
 
 const Kernels kScalarKernels = {
-    "scalar", gemm, quantize, layer_norm, softmax, gelu_all, pack_keys, pack_values, &kScalarIntegerKernels};
+    "scalar",  gemm,        quantize,               layer_norm,       softmax, gelu_all, pack_keys,
+    pack_values, &kScalarIntegerKernels, &kTrainingKernels};
 
 }  // namespace qvit

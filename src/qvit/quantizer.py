@@ -26,10 +26,13 @@ calibrated refuses to run.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from .fake_quantize import code_range, fake_quantize
+from .fake_quantize_native import Grids, fake_quantize_native, is_native
 from .spec import Bits, FixedBits, LearnedBits, ScaleBank, SharedScale, SingleScale
 
 HYSTERESIS = 0.05  # a bit must pass the tie at x.5 by this much before the slot changes
@@ -126,10 +129,13 @@ class Quantizer(nn.Module):
         """(scale_groups,) offsets at the given widths, or None."""
         return None if self.offset is None else self.pick(self.offset, widths)
 
+    def elements_per_group(self, x: Tensor) -> float:
+        """Elements that share a scale in one row of the batch: an image, or a window of Swin's attention."""
+        return (math.prod(x.shape[1:]) if self.batched else x.numel()) / self.scale_groups
+
     def gradient_factor(self, x: Tensor, qmax: Tensor) -> Tensor:
-        """LSQ's g per scale group, from the elements of one row of the batch: an image, or a window of Swin's attention."""
-        elements = x[0].numel() if self.batched else x.numel()
-        return (elements / self.scale_groups * qmax).rsqrt()
+        """LSQ's g per scale group."""
+        return (self.elements_per_group(x) * qmax).rsqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantized x, same shape. Arithmetic is float32, also under autocast; a float64 x comes back as float64."""
@@ -137,14 +143,25 @@ class Quantizer(nn.Module):
             raise UncalibratedError(
                 "this quantizer has no scale yet: run qvit.calibrate(model, loader), or load a calibrated checkpoint"
             )
+        if x.dtype == torch.float64:
+            return self.forward(x.float()).double()
+        if is_native(x, self.log_scale):
+            grids = Grids(self.scale_groups, self.axis, self.signed, self.candidates[0])
+            scale, elements = self.log_scale.exp(), self.elements_per_group(x)
+            return fake_quantize_native(
+                x, scale, self.offset, self.bits, self.bit_width, elements, grids, torch.float32
+            )
+        return self._with_torch(x.float())
+
+    def _with_torch(self, x: Tensor) -> Tensor:
+        """Any device, and what torch.compile traces."""
         widths = self.per_scale(self.bit_width).float()
         bits = widths + self.per_scale(self.bits - self.bits.detach()) if self.is_learned else widths
         with torch.no_grad():
             factor = self.gradient_factor(x, code_range(widths, self.signed)[1])
         scale, offset = self.scale_at(self.bit_width), self.offset_at(self.bit_width)
         with torch.autocast(x.device.type, enabled=False):
-            values = fake_quantize(x.float(), scale, offset, bits, factor, self.axis, self.signed)
-        return values.double() if x.dtype == torch.float64 else values
+            return fake_quantize(x, scale, offset, bits, factor, self.axis, self.signed)
 
     @torch.no_grad()
     def set_bank(self, scale: Tensor, offset: Tensor | None) -> None:
