@@ -12,7 +12,7 @@ from evidence_convergence import Convergence, convergence, read_trajectory
 from evidence_trajectories import FIGURE, middle_block, section
 from toy_evidence import write_lines, write_logs
 
-BITS = {0: [4, 4], 30: [5, 4], 90: [5, 3], 310: [4, 3], 390: [4, 2]}  # steps; the group of block 0 goes to and fro
+BITS = {0: [4, 4], 30: [5, 4], 90: [5, 3], 310: [4, 3], 380: [4, 2]}  # steps; the group of block 0 goes to and fro
 LOCK = (400, [3, 2])
 FALLING = {step: 2 - step / 400 + 0.01 * (step // 20 % 2) for step in range(20, 601, 20)}
 
