@@ -192,13 +192,18 @@ def test_every_row_of_a_recipe() -> None:
 )
 def test_every_kind_of_method_can_be_planned(name: str) -> None:
     """The smallest rehearsal of another method on generated images: memory where it trains, an artifact where it quantizes."""
+    first = name.endswith("lsq_w2a2")
     recipe = load_recipe(
         ROOT / f"{name}.toml",
-        ["model.arguments.depth=1", "model.arguments.embed_dim=24", "data.cache_decoded=false"],
+        [
+            *("model.arguments.depth=1", "model.arguments.embed_dim=24", "data.cache_decoded=false"),
+            *(["fit.activations_first=0.5"] if first else []),
+        ],
     )
     (row,) = plan(recipe, images=1000, seconds=1e-9).rows
     assert (row.rehearsal.memory is not None) == (recipe.fit.epochs > 0)
     assert ("model.qvit" in row.disk) == (recipe.method != "float")
+    assert ("weights fitted" in row.seconds) == first
     if row.rehearsal.memory is not None:
         assert (row.rehearsal.memory.teacher > 0) == name.endswith("w2a2")  # they learn the teacher's classes
     assert all(value > 0 for value in row.seconds.values())

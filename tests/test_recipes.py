@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from qvit.budget import BudgetError, check_budget
 from qvit.dry_run import dry_run
@@ -80,6 +81,15 @@ def test_dry_run_needs_neither_data_nor_weights() -> None:
         fit=dataclasses.replace(recipe.fit, accumulate=64),
     )
     assert dry_run(recipe)[-1].startswith("freeze: ")
+
+
+def test_dry_run_passes_the_stage_of_float_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A longer one than the steps that it makes."""
+    fitted: list[nn.Module] = []
+    monkeypatch.setattr("qvit.activations_first.fit_weights", fitted.append)
+    recipe = small()
+    dry_run(dataclasses.replace(recipe, fit=dataclasses.replace(recipe.fit, activations_first=0.7, lock_at=0.8)))
+    assert len(fitted) == 1
 
 
 def test_dry_run_fails_where_the_run_would() -> None:
