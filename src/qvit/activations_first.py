@@ -4,11 +4,11 @@
       weights float,          weights quantized, their scales
       activations quantized   fitted to what they are then
 
-A short run has few steps to find a network that works on its grids, and what keeps it from there is mostly the activations:
-weights can be fitted to a grid without training, activations have outliers that the weights in front of them must learn to
-avoid. GPLQ (arXiv 2506.11784) therefore trains with quantized activations and float weights, and quantizes the weights last.
-Here that is a share of the steps, `fit.activations_first`, with the feature loss of the same paper beside it
-(`feature_distill`).
+A short run has few steps to find a network that works on its grids. GPLQ (arXiv 2506.11784) spends them on the activations:
+weights can be fitted to a grid without training, while an activation becomes easier to quantize only if the weights in front
+of it change. So it trains with quantized activations and float weights, and quantizes the weights last. Here that is a share of the
+steps, `fit.activations_first`, with the feature loss of the same paper beside it (`feature_distill`). Whether the order also helps
+where weights train on afterwards has not been measured here.
 
 How. A forward hook on every weight quantizer returns the weight in place of the quantizer's output, for the length of a step or
 an evaluation. Which ones is a function of the step number, so there is no state to save and a resume cannot lose it, and the
