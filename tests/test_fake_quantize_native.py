@@ -54,7 +54,7 @@ class Case:
     def native(self) -> list[Tensor]:
         """x_hat and the gradients of the leaves, by the native pass."""
         x, scale, offset, bits = leaves = self.leaves()
-        assert is_native(x, scale)  # type: ignore[arg-type]
+        assert is_native(x, scale, self.out_type)  # type: ignore[arg-type]
         out = fake_quantize_native(x, scale, offset, bits, self.widths, self.elements, self.grids, self.out_type)  # type: ignore[arg-type]
         return [out.detach(), *torch.autograd.grad(out, [t for t in leaves if t is not None], self.d)]
 
@@ -214,9 +214,11 @@ def test_an_axis_that_does_not_divide_is_refused() -> None:
 
 
 def test_what_it_takes() -> None:
-    x, scale = torch.zeros(2), torch.ones(1, 1)
-    assert is_native(x, scale)
-    assert is_native(x.bfloat16(), scale)
+    x, scale, wide = torch.zeros(2), torch.ones(1, 1), torch.float32
+    assert is_native(x, scale, wide)
+    assert is_native(x.bfloat16(), scale, torch.bfloat16)
     for other in (x.double(), x.half(), x.to("meta")):
-        assert not is_native(other, scale)
-    assert not is_native(x, scale.to("meta"))
+        assert not is_native(other, scale, wide)
+    for other in (scale.bfloat16(), scale.to("meta")):
+        assert not is_native(x, other, wide)
+    assert not is_native(x, scale, torch.float16)

@@ -216,12 +216,55 @@ def test_fixed_bits_get_no_gradient_and_locked_bits_neither() -> None:
         assert quantizer.bits.grad is None
 
 
-def test_autocast_does_not_touch_the_arithmetic() -> None:
-    quantizer, x = filled(make()), heads_tensor()
-    plain = quantizer(x)
+@pytest.mark.parametrize("x_type", [torch.float32, torch.bfloat16])
+def test_autocast_rounds_the_result_alone(x_type: torch.dtype) -> None:
+    """As if the product behind had cast it: values and gradients are those of float32, cast."""
+    quantizer, twin = filled(make()), filled(make())
+    x = heads_tensor().to(x_type)
+    left, right = x.clone().requires_grad_(), x.clone().requires_grad_()
+    upstream = torch.randn(x.shape).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(quantizer(x), plain)
-        assert quantizer(x.bfloat16()).dtype == torch.float32
+        values = quantizer(left)
+    assert values.dtype == torch.bfloat16
+    expected = twin(right).bfloat16()
+    assert torch.equal(values, expected)
+    values.backward(upstream)
+    expected.backward(upstream)
+    assert left.grad.dtype == x_type  # type: ignore[union-attr]
+    assert torch.equal(left.grad, right.grad)  # type: ignore[arg-type]
+    assert torch.equal(quantizer.log_scale.grad, twin.log_scale.grad)  # type: ignore[arg-type]
+    assert torch.equal(quantizer.bits.grad, twin.bits.grad)  # type: ignore[arg-type]
+
+
+def test_float64_keeps_the_float32_grid_also_under_autocast() -> None:
+    quantizer, x = filled(make()), heads_tensor()
+    with torch.autocast("cpu", torch.bfloat16):
+        values = quantizer(x.double())
+    assert torch.equal(values, quantizer(x).double())
+
+
+@pytest.mark.parametrize("scale_groups", [HEADS, 3 * HEADS])
+@pytest.mark.parametrize("bank", [SwitchableScale(), SharedScale(), SingleScale()])
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_native_pass_is_the_quantizer_of_other_devices(
+    signed: bool, bank: ScaleBank, scale_groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every parameter's gradient, through the bank; what a GPU runs is what runs here without the native pass."""
+    ends = []
+    for native in (True, False):
+        if not native:
+            monkeypatch.setattr("qvit.quantizer.is_native", lambda *_: False)
+        quantizer = filled(make(scale_groups=scale_groups, signed=signed, offset=not signed, bank=bank))
+        quantizer.set_bits(torch.tensor([2.0, 3.4, 5.0, 8.0]))
+        x = torch.randn(2, 3 * HEADS, 5, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        values = quantizer(x)
+        (values * torch.arange(values.numel()).cos().view(values.shape)).sum().backward()
+        ends.append([values, x.grad, *(p.grad for p in quantizer.parameters())])
+    assert all(t is not None for t in ends[0])
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+    for left, right in zip(ends[0][2:], ends[1][2:], strict=True):
+        assert torch.allclose(left, right, rtol=1e-4, atol=1e-5 * float(right.abs().max()))
 
 
 # Bits: hysteresis, lock, round trip.

@@ -1,5 +1,5 @@
-// The loops of fake quantization, in GCC's and Clang's portable vectors of 16 floats: every file of kernels includes them
-// and its flags decide whether such a vector is one AVX-512 register, two of AVX2 or four of SSE. No sum depends on which.
+// The loops of fake quantization, in GCC's and Clang's portable vectors: every file of kernels includes them, and its flags
+// decide how wide a vector is. Element i of a run goes to lane i mod 16 of the sums at every width, so no sum depends on it.
 //
 // Rounding half to even without an instruction for it: codes have less than 22 bits, so adding and taking away 1.5 * 2^23
 // leaves no room for a fraction, and the addition rounds as every addition does. The sign is put back for a result of -0.
@@ -14,10 +14,20 @@
 namespace qvit {
 namespace {
 
-typedef float Floats __attribute__((vector_size(4 * kSumLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kSumLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kSumLanes)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kSumLanes)));
+// As wide as a register: of a wider vector GCC splits arithmetic well, and comparisons into single elements.
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+constexpr int kVectors = kSumLanes / kWidth;
+
+typedef float Floats __attribute__((vector_size(4 * kWidth)));
+typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t Words __attribute__((vector_size(4 * kWidth)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
 
 struct Bfloat16 {
   uint16_t bits;
@@ -63,23 +73,25 @@ struct VectorGrid {
   static void round(const Floats& c, Floats& r) {
     const float big = 12582912.0f;
     Words sign, bits;
-    std::memcpy(&sign, &c, sizeof sign);  // before r is written: it may be c
     r = (c + big) - big;
+    std::memcpy(&sign, &c, sizeof sign);
     std::memcpy(&bits, &r, sizeof bits);
     bits |= sign & 0x80000000u;
     std::memcpy(&r, &bits, sizeof r);
   }
 };
 
+// 16 elements
 template <typename X, typename Y>
-inline void quantize_vector(const VectorGrid& grid, const X* x, Y* out) {
-  Floats v;
-  load(x, v);
-  grid.steps(v, v);
-  grid.clamp(v, v);
-  VectorGrid::round(v, v);
-  v = v * grid.scale;
-  store(v + grid.added, out);
+inline void quantize_lanes(const VectorGrid& grid, const X* x, Y* out) {
+  for (int j = 0; j < kVectors; ++j) {
+    Floats u, c, r;
+    load(x + j * kWidth, u);
+    grid.steps(u, u);
+    grid.clamp(u, c);
+    VectorGrid::round(c, r);
+    store(r * grid.scale + grid.added, out + j * kWidth);
+  }
 }
 
 template <typename X, typename Y>
@@ -88,35 +100,39 @@ void fake_quantize(const FakeQuantizeArgs& a) {
   const X* x = static_cast<const X*>(a.x);
   Y* out = static_cast<Y*>(a.out);
   ptrdiff_t i = 0;
-  for (; i + kSumLanes <= a.count; i += kSumLanes) quantize_vector(grid, x + i, out + i);
+  for (; i + kSumLanes <= a.count; i += kSumLanes) quantize_lanes(grid, x + i, out + i);
   if (i < a.count) {
     const size_t rest = static_cast<size_t>(a.count - i);
     X last[kSumLanes] = {};
     Y result[kSumLanes];
     std::memcpy(last, x + i, rest * sizeof(X));
-    quantize_vector(grid, last, result);
+    quantize_lanes(grid, last, result);
     std::memcpy(out + i, result, rest * sizeof(Y));
   }
 }
 
+// GradientLanes
 struct VectorSums {
-  Floats inside, upper, lower;
+  Floats inside[kVectors], upper[kVectors], lower[kVectors];
 };
 
+// 16 elements
 template <typename X, typename Y>
-inline void gradient_vector(const VectorGrid& grid, const X* x, const Y* d, X* dx, VectorSums& sums) {
+inline void gradient_lanes(const VectorGrid& grid, const X* x, const Y* d, X* dx, VectorSums& sums) {
   const Floats zero = {};
-  Floats u, c, r, g;
-  load(x, u);
-  load(d, g);
-  grid.steps(u, u);
-  grid.clamp(u, c);
-  VectorGrid::round(c, r);
-  const Ints above = u > grid.high, below = u < grid.low;
-  sums.inside += (r - c) * g;  // outside c is a whole number, and this is 0
-  sums.upper += above ? g : zero;
-  sums.lower += below ? g : zero;
-  store((above | below) ? zero : g, dx);
+  for (int j = 0; j < kVectors; ++j) {
+    Floats u, c, r, g;
+    load(x + j * kWidth, u);
+    load(d + j * kWidth, g);
+    grid.steps(u, u);
+    grid.clamp(u, c);
+    VectorGrid::round(c, r);
+    const Ints above = u > grid.high, below = u < grid.low;
+    sums.inside[j] += (r - c) * g;  // outside c is a whole number, and this is 0
+    sums.upper[j] += above ? g : zero;
+    sums.lower[j] += below ? g : zero;
+    store((above | below) ? zero : g, dx + j * kWidth);
+  }
 }
 
 template <typename X, typename Y>
@@ -126,9 +142,10 @@ void gradient(const FakeQuantizeGradientArgs& a) {
   const Y* d = static_cast<const Y*>(a.d);
   X* dx = static_cast<X*>(a.dx);
   VectorSums sums;
+  static_assert(sizeof sums == sizeof *a.lanes);
   std::memcpy(&sums, a.lanes, sizeof sums);
   ptrdiff_t i = 0;
-  for (; i + kSumLanes <= a.count; i += kSumLanes) gradient_vector(grid, x + i, d + i, dx + i, sums);
+  for (; i + kSumLanes <= a.count; i += kSumLanes) gradient_lanes(grid, x + i, d + i, dx + i, sums);
   if (i < a.count) {  // lanes past the end repeat an element of the tensor, with a gradient of 0
     const size_t rest = static_cast<size_t>(a.count - i);
     X last[kSumLanes], result[kSumLanes];
@@ -136,7 +153,7 @@ void gradient(const FakeQuantizeGradientArgs& a) {
     for (X& each : last) each = x[i];
     std::memcpy(last, x + i, rest * sizeof(X));
     std::memcpy(upstream, d + i, rest * sizeof(Y));
-    gradient_vector(grid, last, upstream, result, sums);
+    gradient_lanes(grid, last, upstream, result, sums);
     std::memcpy(dx + i, result, rest * sizeof(X));
   }
   std::memcpy(a.lanes, &sums, sizeof sums);

@@ -48,9 +48,10 @@ class Grids(NamedTuple):
     lowest: int
 
 
-def is_native(x: Tensor, scale: Tensor) -> bool:
-    """Whether `fake_quantize_native` takes these tensors."""
-    return x.is_cpu and scale.is_cpu and x.dtype in _TYPES and not torch.compiler.is_compiling()
+def is_native(x: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `fake_quantize_native` takes these tensors and gives this type."""
+    known = x.dtype in _TYPES and dtype in _TYPES and scale.dtype == torch.float32
+    return known and x.is_cpu and scale.is_cpu and not torch.compiler.is_compiling()
 
 
 def _shape(x: Tensor, grids: Grids) -> tuple[int, int, int]:

@@ -138,30 +138,33 @@ class Quantizer(nn.Module):
         return (self.elements_per_group(x) * qmax).rsqrt()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized x, same shape. Arithmetic is float32, also under autocast; a float64 x comes back as float64."""
+        """Fake-quantized x, same shape, on the grid that float32 arithmetic gives.
+
+        The result is an operand of a matrix product: float32, or already in the type that autocast would turn it into. A
+        float64 x comes back as float64.
+        """
         if not self.is_calibrated:
             raise UncalibratedError(
                 "this quantizer has no scale yet: run qvit.calibrate(model, loader), or load a calibrated checkpoint"
             )
         if x.dtype == torch.float64:
-            return self.forward(x.float()).double()
-        if is_native(x, self.log_scale):
+            return self._quantized(x.float(), torch.float32).double()
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device)
+        return self._quantized(x, torch.get_autocast_dtype(device) if autocast else torch.float32)
+
+    def _quantized(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if is_native(x, self.log_scale, dtype):
             grids = Grids(self.scale_groups, self.axis, self.signed, self.candidates[0])
             scale, elements = self.log_scale.exp(), self.elements_per_group(x)
-            return fake_quantize_native(
-                x, scale, self.offset, self.bits, self.bit_width, elements, grids, torch.float32
-            )
-        return self._with_torch(x.float())
-
-    def _with_torch(self, x: Tensor) -> Tensor:
-        """Any device, and what torch.compile traces."""
+            return fake_quantize_native(x, scale, self.offset, self.bits, self.bit_width, elements, grids, dtype)
         widths = self.per_scale(self.bit_width).float()
         bits = widths + self.per_scale(self.bits - self.bits.detach()) if self.is_learned else widths
         with torch.no_grad():
             factor = self.gradient_factor(x, code_range(widths, self.signed)[1])
         scale, offset = self.scale_at(self.bit_width), self.offset_at(self.bit_width)
         with torch.autocast(x.device.type, enabled=False):
-            return fake_quantize(x, scale, offset, bits, factor, self.axis, self.signed)
+            return fake_quantize(x.float(), scale, offset, bits, factor, self.axis, self.signed).to(dtype)
 
     @torch.no_grad()
     def set_bank(self, scale: Tensor, offset: Tensor | None) -> None:

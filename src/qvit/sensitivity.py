@@ -90,7 +90,7 @@ class Sensitivity:
         weights: dict[str, tuple[Tensor, Tensor]] = {}
 
         def look(name: str, values: Tensor, gradient: Tensor) -> None:
-            quantizer, gradient = self.quantizers[name], gradient * parts
+            quantizer, gradient = self.quantizers[name], gradient.float() * parts  # bfloat16 under autocast
             if not quantizer.batched:
                 weights[name] = values, gradient  # of this process's images alone: wait for the others
                 return

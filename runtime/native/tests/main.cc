@@ -6,6 +6,7 @@ int main() {
   qvit::test_pack();
   qvit::test_integer_kernels();
   qvit::test_integer_gemm();
+  qvit::test_fake_quantize();
   qvit::test_engine();
   qvit::test_integer_engine();
   qvit::test_check();

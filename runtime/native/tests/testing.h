@@ -39,6 +39,7 @@ void test_rows();
 void test_pack();
 void test_integer_kernels();
 void test_integer_gemm();
+void test_fake_quantize();
 void test_engine();
 void test_integer_engine();
 void test_check();
