@@ -1,7 +1,8 @@
 """How a training step is computed: choices of `FitConfig` that trade time, memory and rounding, and not what is learned.
 
     precision = "bf16"            autocast around the forward pass of the network: matrix products and convolutions in bfloat16.
-                                  Quantizers take float32 and compute in it, so grids and codes are those of float32
+                                  Quantizers compute in float32, so grids and codes are those of float32; what they
+                                  give is rounded to bfloat16, as the product behind would round it
     compile = true                torch.compile of the network. Steps with a probe run uncompiled: compiled code does not see
                                   the hooks that come and go around it. Same function, other rounding, other draws of dropout
     checkpoint_activations = true timm's own: each block keeps its input alone and runs a second time in the backward pass.
