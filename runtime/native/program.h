@@ -1,8 +1,9 @@
 // The Program as the bindings hand it over: plain values, nothing checked yet.
 //
-// It mirrors qvit_runtime/program.py one to one; names are gone (buffers, weights, constants and integers are
-// numbered), so the native side never parses anything. `check.h` decides whether it is well formed, `plan.h` turns it
-// into steps.
+// It mirrors qvit_runtime/program.py one to one, but for two things. Names are gone (buffers, weights, constants and
+// integers are numbered), so the native side never parses anything. And a weight's bits are those of its codes: what
+// is stored at b bits as mid-rise arrives as b + 1, whose range its odd codes fill but for the lowest. `check.h` decides
+// whether a program is well formed, `plan.h` turns it into steps.
 #pragma once
 
 #include <cstdint>
@@ -55,7 +56,7 @@ struct Weight {
   int64_t out = 0, in = 0;
   int row_groups = 0, column_groups = 0;
   std::vector<int8_t> codes;  // (out, in)
-  std::vector<int> bits;      // (row_groups, column_groups)
+  std::vector<int> bits;      // (row_groups, column_groups), of the two's complement that holds the codes: 2..8
   std::vector<float> scale;   // (row_groups, column_groups)
 };
 

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 import golden_integer_program as integers
+import golden_midrise_program as midrise
 from golden_program import GOLDEN, golden_program
 from hostile import split
 from qvit_runtime import ArtifactError, ProgramError, load, run, save
@@ -53,12 +54,18 @@ PROGRAMS = [
     VIT,
     swin_program(seed=5),
     vit_program(per_channel=True),
+    vit_program(midrise=0.5, seed=6),
     integer_vit_program(),
     integer_swin_program(),
     log2_program(),
     regions_program(),
 ]
-GOLDENS = [(golden_program(), GOLDEN), (integers.golden_integer_program(), integers.GOLDEN)]
+GOLDENS = [
+    (golden_program(), GOLDEN),
+    (integers.golden_integer_program(), integers.GOLDEN),
+    (midrise.golden_midrise_program(), midrise.GOLDEN),
+]
+VERSION_NAMES = ["version 1", "version 2", "version 3"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
@@ -80,23 +87,35 @@ def test_labels_and_metadata_travel(tmp_path):
     assert restored.metadata == {"recipe": "line\nline"}
 
 
-@pytest.mark.parametrize(("program", "path"), GOLDENS, ids=["version 1", "version 2"])
+@pytest.mark.parametrize(("program", "path"), GOLDENS, ids=VERSION_NAMES)
 def test_a_golden_file_is_what_save_writes(program, path):
     assert to_bytes(program) == path.read_bytes()
 
 
-@pytest.mark.parametrize(("program", "path"), GOLDENS, ids=["version 1", "version 2"])
+@pytest.mark.parametrize(("program", "path"), GOLDENS, ids=VERSION_NAMES)
 def test_a_golden_file_is_readable(program, path):
     assert_same(load(path), program)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
 def test_a_file_has_the_lowest_version_of_its_program(program):
-    """Old readers read what they know; `integers` is not even a key where there are none."""
+    """Old readers read what they know; `integers` and `midrise` are not even keys where there are none."""
     header, table, _ = split(to_bytes(program))
+    odd = {name for name, weight in program.weights.items() if weight.midrise.any()}
     is_new = any(isinstance(op, IntegerOp) for op in program.ops)
-    assert header["__metadata__"]["version"] == ("2" if is_new else "1")
+    assert header["__metadata__"]["version"] == ("3" if odd else "2" if is_new else "1")
     assert ("integers" in table) == bool(program.integers)
+    assert {name for name, entry in table["weights"].items() if "midrise" in entry} == odd
+
+
+def test_mid_rise_weights_take_the_bytes_of_their_width():
+    sizes = []
+    for share in (0.0, 1.0):
+        program = vit_program(bits=2, midrise=share)
+        assert all(w.midrise.all() == bool(share) for w in program.weights.values() if w.bits.max() < 8)
+        header, _, _ = split(to_bytes(program))
+        sizes.append({name: entry["shape"] for name, entry in header.items() if name.endswith("/codes")})
+    assert sizes[0] == sizes[1]
 
 
 def test_heads_split_on_codes_are_version_2():

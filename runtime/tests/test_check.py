@@ -25,6 +25,12 @@ def nan_at_zero(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def uniform_qkv(bits: int, code: int) -> p.Program:
+    """VIT with this code everywhere in the mid-rise blocks of one weight."""
+    codes, everywhere = np.full((48, 16), code, np.int8), np.ones((6, 1), np.bool_)
+    return edit_weight(VIT, QKV, codes=codes, bits=np.full((6, 1), bits), midrise=everywhere)
+
+
 WELL_FORMED = {
     "vit": vit_program,
     "swin": swin_program,
@@ -33,6 +39,8 @@ WELL_FORMED = {
     "features": lambda: vit_program(classes=0, mean_pool=True),
     "three stages": lambda: swin_program(depths=(1, 2, 1), heads=(2, 4, 8)),
     "one head": lambda: vit_program(heads=1, bits=2),
+    "mid-rise": lambda: vit_program(midrise=0.5, per_channel=True),
+    "mid-rise extremes": lambda: uniform_qkv(7, -127),
 }
 
 
@@ -91,6 +99,23 @@ FAULTS = {
     "weight bits float": (lambda: edit_weight(VIT, QKV, bits=np.ones((6, 1))), "bits is float64"),
     "weight scale negative": (lambda: edit_weight(VIT, QKV, scale=-VIT.weights[QKV].scale), "scale: an element is -"),
     "weight scale shape": (lambda: edit_weight(VIT, QKV, scale=np.ones((1, 6), F32)), r"scale is float32 \(1, 6\)"),
+    "midrise dtype": (
+        lambda: edit_weight(VIT, QKV, midrise=np.zeros((6, 1), np.uint8)),
+        r"midrise is uint8 \(6, 1\), allowed: bool \(6, 1\), as bits",
+    ),
+    "midrise shape": (lambda: edit_weight(VIT, QKV, midrise=np.zeros((1, 6), np.bool_)), r"midrise is bool \(1, 6\)"),
+    "midrise of 8 bits": (
+        lambda: edit_weight(VIT, QKV, bits=np.full((6, 1), 8), midrise=np.ones((6, 1), np.bool_)),
+        r"a mid-rise block is of 8 bits, allowed: 2\.\.7 bits",
+    ),
+    "midrise code even": (
+        lambda: uniform_qkv(2, 0),
+        r"block \(0, 0\) is an even code, allowed: odd codes -3\.\.3",
+    ),
+    "midrise code out of range": (
+        lambda: uniform_qkv(2, 5),
+        r"block \(0, 0\) is codes 5\.\.5, allowed: odd codes -3\.\.3",
+    ),
     "weight too wide": (
         lambda: edit_weight(VIT, QKV, codes=np.zeros((1, 65537), np.int8), bits=np.full((1, 1), 2)),
         "inputs is 65537",

@@ -169,9 +169,11 @@ def test_bits_in_words():
     assert bits_text([4, 4, 4]) == "4 (all 3)"
     assert bits_text([4, 3, 4]) == "4 3 4"
     assert bits_text([2, 8] * 50) == "2..8, mean 5.00 of 100"
-    assert weight_bits_text([[2], [3]]) == "2 3"
-    assert weight_bits_text([[2, 3]]) == "2 3"
-    assert weight_bits_text([[2, 3], [4, 4]]) == "2 3 | 4 (all 2)"
+    assert weight_bits_text([[2], [3]], [[False], [False]]) == "2 3"
+    assert weight_bits_text([[2, 3]], [[False, False]]) == "2 3"
+    assert weight_bits_text([[2, 3], [4, 4]], [[False] * 2] * 2) == "2 3 | 4 (all 2)"
+    assert weight_bits_text([[2]], [[True]]) == "2, mid-rise"
+    assert weight_bits_text([[2], [2], [3]], [[True], [True], [False]]) == "2 2 3, 2 of 3 mid-rise"
 
 
 def test_output_that_is_not_finite_is_an_error_of_that_image(photos):

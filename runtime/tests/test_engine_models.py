@@ -24,6 +24,9 @@ MODELS = {
         dim=32, distilled=True, registers=3, layer_scale=True, qk_norm=True, per_channel=True
     ),
     "vit pooled features": lambda: toys.vit_program(mean_pool=True, classes=0),
+    "vit mid-rise": lambda: toys.vit_program(dim=48, heads=3, size=28, midrise=0.5, per_channel=True),
+    "vit mid-rise 2": lambda: toys.vit_program(bits=8, weight_bits=2, midrise=1.0),
+    "swin mid-rise": lambda: toys.swin_program(midrise=0.5, seed=2),
     "swin mixed": lambda: toys.swin_program(dim=24),
     "swin 4": lambda: toys.swin_program(bits=4, per_channel=True),
 }

@@ -7,10 +7,11 @@ import random
 import pytest
 
 import golden_integer_program as integers
+import golden_midrise_program as midrise
 from golden_program import GOLDEN
 from qvit_runtime import ArtifactError, check, load
 
-GOOD = (GOLDEN.read_bytes(), integers.GOLDEN.read_bytes())
+GOOD = (GOLDEN.read_bytes(), integers.GOLDEN.read_bytes(), midrise.GOLDEN.read_bytes())
 INTERESTING = b'\x00\xff"{}[],:-0123456789eE.\\\xc0\x7f'
 
 
@@ -69,7 +70,7 @@ def test_many_mutants(tmp_path, part):
     assert fuzz(tmp_path, range(1000 + part * 2000, 3000 + part * 2000)) > 0
 
 
-@pytest.mark.parametrize("good", GOOD, ids=["version 1", "version 2"])
+@pytest.mark.parametrize("good", GOOD, ids=["version 1", "version 2", "version 3"])
 def test_every_truncation_is_refused(tmp_path, good):
     path = tmp_path / "cut.qvit"
     for length in [*range(64), *range(64, len(good), 97)]:

@@ -7,15 +7,17 @@ import json
 import pytest
 
 import golden_integer_program as integers
+import golden_midrise_program as midrise
 from golden_program import GOLDEN
 from hostile import join, put, raw, split, with_header, with_program, with_tensor
 from qvit_runtime import ArtifactError, load
 
 GOOD = GOLDEN.read_bytes()
 HEADER, PROGRAM, DATA = split(GOOD)
-WITH_INTEGERS = integers.GOLDEN.read_bytes()
+WITH_INTEGERS, WITH_MIDRISE = integers.GOLDEN.read_bytes(), midrise.GOLDEN.read_bytes()
 SHIFT = "integers/tokens.shift"
 CODES = "weight/head.weight/codes"
+QKV = "blocks.0.attn.qkv.weight"
 SCALE = "weight/head.weight/scale"
 PATCH = "weight/patch_embed.proj.weight/codes"
 PATCH_SIZE = HEADER[PATCH]["shape"][0]
@@ -32,6 +34,10 @@ def op(index, **changes):
 
 def step_of(table, kind):
     return next(step for step, op in enumerate(table["ops"]) if op["op"] == kind)
+
+
+def midrise_of(weight, value):
+    return with_program(WITH_MIDRISE, lambda table: put(table, "weights", weight, "midrise", value=value))
 
 
 def rename(header):
@@ -61,12 +67,12 @@ FILES = {
     "metadata of numbers": (with_header(GOOD, lambda h: put(h, "__metadata__", "version", value=1)), "__metadata__ is"),
     "another format": (with_header(GOOD, lambda h: put(h, "__metadata__", "format", value="pt")), "format is 'pt'"),
     "version of the future": (
-        with_header(GOOD, lambda h: put(h, "__metadata__", "version", value="3")),
-        "version is '3', allowed: '1', '2'",
+        with_header(GOOD, lambda h: put(h, "__metadata__", "version", value="4")),
+        "version is '4', allowed: '1', '2', '3'",
     ),
     "version too high for its program": (
         with_header(GOOD, lambda h: put(h, "__metadata__", "version", value="2")),
-        "version is '2', allowed: '1', as the program's ops say",
+        "version is '2', allowed: '1', the lowest that its program needs",
     ),
     "no version": (with_header(GOOD, lambda h: h["__metadata__"].pop("version")), "__metadata__ has no key 'version'"),
     "unknown metadata": (with_header(GOOD, lambda h: put(h, "__metadata__", "x", value="")), "the unknown key 'x'"),
@@ -150,7 +156,7 @@ FILES = {
     "interpolation is a list": (program("preprocess", "interpolation", value=[]), "interpolation is"),
     "version too low for its program": (
         with_header(WITH_INTEGERS, lambda h: put(h, "__metadata__", "version", value="1")),
-        "version is '1', allowed: '2', as the program's ops say",
+        "version is '1', allowed: '2', the lowest that its program needs",
     ),
     "integers as floats": (with_tensor(WITH_INTEGERS, SHIFT, dtype="F32"), "dtype is F32, allowed: I32"),
     "integers without their tensor": (
@@ -177,6 +183,22 @@ FILES = {
         with_program(WITH_INTEGERS, lambda t: put(t, "ops", step_of(t, "ShiftGelu"), "fraction", value=1 << 40)),
         r"fraction is 1099511627776, allowed: 1\.\.30",
     ),
+    "mid-rise weights in version 1": (
+        with_header(WITH_MIDRISE, lambda h: put(h, "__metadata__", "version", value="1")),
+        "version is '1', allowed: '3', the lowest that its program needs",
+    ),
+    "midrise of numbers": (midrise_of(QKV, [[1], [0], [1], [0], [0], [0]]), "midrise is .*, allowed: rows of true and"),
+    "midrise is a bool": (midrise_of(QKV, True), "midrise is a bool, allowed: list"),
+    "midrise without rows": (midrise_of(QKV, [True] * 6), "midrise is .*, allowed: rows of true and false, as many"),
+    "midrise of another shape": (
+        midrise_of(QKV, [[True] * 6]),
+        "midrise is .*, allowed: rows of true and false, as many",
+    ),
+    "midrise nowhere": (
+        midrise_of(QKV, [[False]] * 6),
+        "midrise is true nowhere, allowed: at 2..7 bits, or no such key",
+    ),
+    "midrise at 8 bits": (midrise_of(QKV, [[True]] * 6), "midrise is true at 8 bits, allowed: at 2..7 bits"),
     "program metadata of numbers": (program("metadata", value={"a": 1}), "metadata 'a' is 1"),
 }
 

@@ -38,12 +38,15 @@ def test_every_op_has_a_placement():
 
 
 @pytest.mark.parametrize(
-    "program", [vit_program(), swin_program(), vit_program(per_channel=True)], ids=lambda p: p.name
+    "program",
+    [vit_program(), swin_program(), vit_program(per_channel=True), vit_program(midrise=0.5, seed=6)],
+    ids=lambda p: p.name,
 )
 def test_the_description_is_json_and_complete(program):
     about = json.loads(json.dumps(describe(program), allow_nan=False))
     assert [w["name"] for w in about["weights"]] == list(program.weights)
-    assert all(np.array_equal(w["bits"], program.weights[w["name"]].bits) for w in about["weights"])
+    for key in ("bits", "midrise"):
+        assert all(np.array_equal(w[key], getattr(program.weights[w["name"]], key)) for w in about["weights"])
     assert sum(o["count"] for o in about["placement"]) == len(program.ops)
     assert {o["op"] for o in about["placement"] if o["placement"] == "integer"} == {
         "Linear",

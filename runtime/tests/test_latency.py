@@ -16,9 +16,13 @@ from qvit_runtime.cli import main
 from qvit_runtime.engine import StepTime
 from qvit_runtime.latency import REFERENCE, at_bits, measure_table, rising
 from qvit_runtime.latency_table import LatencyError, LatencyTable, read_table
-from qvit_runtime.products import meeting_bits, products
+from qvit_runtime.products import meeting_bits, multiplied_bits, products
 
-PROGRAMS = {"vit": toys.vit_program(), "swin": toys.swin_program()}
+PROGRAMS = {
+    "vit": toys.vit_program(),
+    "swin": toys.swin_program(),
+    "mid-rise": toys.vit_program(depth=1, midrise=0.5, seed=6),
+}
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
@@ -58,7 +62,7 @@ class _TimedEngine:
 
 
 def seconds(program, product):
-    left, right = meeting_bits(program, product)
+    left, right = multiplied_bits(program, product)
     return float((1e-3 * product.op + 0.1 * left + 0.01 * right * right).mean())
 
 
@@ -127,6 +131,22 @@ def test_a_table_survives_its_file(tmp_path):
         LatencyError, match=r"t.json was measured on another network: .* in the table and .* in the model"
     ):
         again.predict(PROGRAMS["swin"])
+
+
+def test_mid_rise_weights_take_the_time_of_one_bit_more():
+    """Their codes have one more; at 7 bits that is the last column of the table."""
+    table = some_table()
+    for bits in (2, 7):
+        found, expected = (
+            toys.vit_program(bits=4, weight_bits=width, midrise=share)
+            for width, share in ((bits, 1.0), (bits + 1, 0.0))
+        )
+        assert table.predict(found) == table.predict(expected) > table.predict(at_bits(found, same_bits(found)))
+
+
+def same_bits(program):
+    """For `at_bits`: the widths that a program of 4-bit activations has already."""
+    return {x.right: tuple(int(bits.flat[0]) for bits in meeting_bits(program, x)) for x in products(program)}
 
 
 def test_whether_bits_matter():

@@ -29,7 +29,11 @@ GAUSSIAN_STEP = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.056
 class Draft:
     """Emit ops with `emit` and its short forms; each returns the name of the buffer it wrote. `finish` gives the Program."""
 
-    def __init__(self, name: str, image: tuple[int, int, int], seed: int, images: int = 2) -> None:
+    def __init__(
+        self, name: str, image: tuple[int, int, int], seed: int, images: int = 2, midrise: float = 0.0
+    ) -> None:
+        """`midrise` is the share of weight blocks of less than 8 bits that are mid-rise, drawn at random."""
+        self.midrise = midrise
         self.rng = np.random.default_rng(seed)
         self.ops: list[p.Op] = []
         preprocess = p.Preprocess(size=image[1:], crop=0.9)
@@ -93,8 +97,15 @@ class Draft:
         values = spread * self.rng.standard_normal((out_features, in_features))
         block = np.ones((out_features // rows, in_features // columns))
         top = np.kron(2 ** (bits - 1), block)
-        codes = np.rint(np.clip(values / np.kron(scale, block), -top, top - 1)).astype(np.int8)
-        self.program.weights[name] = p.Weight(codes, bits.astype(np.int64), scale)
+        steps = values / np.kron(scale, block)
+        codes = np.rint(np.clip(steps, -top, top - 1))
+        midrise = np.zeros(bits.shape, np.bool_)
+        if self.midrise:
+            midrise = (self.rng.random(bits.shape) < self.midrise) & (bits <= p.MAX_MIDRISE_BITS)
+            odd_codes = 2 * np.floor(np.clip(steps, -top, np.nextafter(top, 0))) + 1
+            codes = np.where(np.kron(midrise, block), odd_codes, codes)
+            scale = np.where(midrise, scale / 2, scale)
+        self.program.weights[name] = p.Weight(codes.astype(np.int8), bits.astype(np.int64), scale, midrise)
         return name
 
     def linear(self, name: str, source: str, bits: np.ndarray, out_features: int, gain: float = 1.0) -> str:

@@ -8,6 +8,7 @@ The defaults are toys (16 channels, two blocks) with every width drawn per group
   bits          widths of weights and activations in the blocks: an int, or a tuple to draw from per group
   head_bits     the same for what has one group per head (qkv and proj weights; q, k, v, attention, its output)
   weight_bits   the same for the weights of the blocks alone, where they differ from the activations (W4A8)
+  midrise       the share of the weights' groups that are mid-rise, drawn at random
 
 The patch embedding and the classifier are 8-bit, as in the paper.
 """
@@ -61,12 +62,13 @@ def vit_program(
     mean_pool: bool = False,
     per_channel: bool = False,
     mlp_ratio: int = 4,
+    midrise: float = 0.0,
     seed: int = 0,
 ) -> p.Program:
     """A VisionTransformer; `classes=0` ends in features, `distilled` has two tokens and two heads."""
     style = replace(make_style(bits, head_bits, weight_bits, per_channel), layer_scale=layer_scale, qk_norm=qk_norm)
     style = replace(style, mlp_ratio=mlp_ratio)
-    draft = Draft("toy_vit", (3, size, size), seed, images=2 if size < 100 else 1)
+    draft = Draft("toy_vit", (3, size, size), seed, 2 if size < 100 else 1, midrise)
     side = size // patch
     embedded = embed(draft, (side * side,), patch, dim)
     prefix_tokens = (2 if distilled else 1) + registers
@@ -102,11 +104,12 @@ def swin_program(
     head_bits: Widths | None = None,
     weight_bits: Widths | None = None,
     per_channel: bool = False,
+    midrise: float = 0.0,
     seed: int = 0,
 ) -> p.Program:
     """A SwinTransformer; at the default size windows are padded (5 -> 8) and the merge pads an odd side (5 -> 6)."""
     style = make_style(bits, head_bits, weight_bits, per_channel)
-    draft = Draft("toy_swin", (3, size, size), seed, images=2 if size < 100 else 1)
+    draft = Draft("toy_swin", (3, size, size), seed, 2 if size < 100 else 1, midrise)
     x = draft.layer_norm("patch_embed.norm", embed(draft, (size // patch, size // patch), patch, dim))
     for stage, (blocks, stage_heads) in enumerate(zip(depths, heads, strict=True)):
         if stage:

@@ -3,7 +3,7 @@
 A file is a safetensors container (`tensor_file`). Its metadata says which format and version it is and holds the Program
 as JSON (`program_json`); its tensors are
 
-    weight/NAME/codes    U8   packed at the widths of the JSON (`packing`)
+    weight/NAME/codes    U8   packed as the widths and mid-rise blocks of the JSON say (`packing`)
     weight/NAME/scale    F32  (row_groups, column_groups)
     constant/NAME        F32
     integers/NAME        I32
@@ -30,7 +30,7 @@ from .packing import pack, packed_bytes, unpack
 from .program_json import Skeleton, from_json, keys, to_json
 from .tensor_file import MAX_DATA, NAMES, FormatError, Tensors, decode, encode, parse_json
 
-FORMAT, VERSIONS = "qvit", ("1", "2")
+FORMAT, VERSIONS = "qvit", ("1", "2", "3")
 
 
 class ArtifactError(ValueError):
@@ -43,7 +43,7 @@ def to_bytes(program: p.Program) -> bytes:
     tensors: Tensors = {f"constant/{name}": constant for name, constant in program.constants.items()}
     tensors |= {f"integers/{name}": array for name, array in program.integers.items()}
     for name, weight in program.weights.items():
-        tensors[f"weight/{name}/codes"] = pack(weight.codes, weight.bits)
+        tensors[f"weight/{name}/codes"] = pack(weight.codes, weight.bits, weight.midrise)
         tensors[f"weight/{name}/scale"] = weight.scale
     text = json.dumps(to_json(program), separators=(",", ":"), allow_nan=False)
     return encode(tensors, {"format": FORMAT, "version": version_of(program), "program": text})
@@ -53,8 +53,10 @@ def version_of(program: p.Program) -> str:
     """The lowest format version that has everything in this program.
 
     "2" brought the integer-only ops, their integers, and SplitHeads, PatchMerge and SelectToken on codes; wide codes come
-    with them. Everything else still is "1", which an older reader reads.
+    with them. "3" brought mid-rise blocks of weights. Everything else still is "1", which an older reader reads.
     """
+    if any(weight.midrise.any() for weight in program.weights.values()):
+        return "3"
     moves_codes = (
         isinstance(op, p.SplitHeads | p.PatchMerge | p.SelectToken) and program.buffers[op.input].grid is not None
         for op in program.ops
@@ -106,7 +108,7 @@ def from_bytes(content: bytes) -> p.Program:
     check(program)
     if metadata["version"] != version_of(program):
         found, needed = metadata["version"], version_of(program)
-        raise FormatError(f"__metadata__: version is {found!r}, allowed: {needed!r}, as the program's ops say")
+        raise FormatError(f"__metadata__: version is {found!r}, allowed: {needed!r}, the lowest that its program needs")
     return program
 
 
@@ -128,15 +130,15 @@ def _typed(name: str, kind: str, tensors: Tensors) -> np.ndarray:
 
 
 def _weight(name: str, skeleton: Skeleton, tensors: Tensors) -> p.Weight:
-    shape, bits = skeleton.weights[name]
+    bare = skeleton.weights[name]
     packed, where = tensors[f"weight/{name}/codes"], f"tensor {f'weight/{name}/codes'[:100]!r}"
-    size = int(packed_bytes(shape, bits).sum())
+    size = int(packed_bytes(bare.shape, bare.bits).sum())
     if packed.dtype != np.uint8 or packed.shape != (size,):
         raise FormatError(
             f"{where} is {packed.dtype} {packed.shape}, allowed: uint8 ({size},), as its shape and bits say"
         )
     try:
-        codes = unpack(packed, shape, bits)
+        codes = unpack(packed, bare.shape, bare.bits, bare.midrise)
     except ValueError as error:
         raise FormatError(f"{where}: {error}") from None
-    return p.Weight(codes, bits, _typed(f"weight/{name}/scale", "F32", tensors))
+    return p.Weight(codes, bare.bits, _typed(f"weight/{name}/scale", "F32", tensors), bare.midrise)

@@ -112,7 +112,7 @@ def check_weight(name: str, weight: p.Weight) -> None:
     check_name("a weight's name", name)
     if not isinstance(weight, p.Weight):
         raise fail(where, type(weight).__name__, "a Weight")
-    codes, bits, scale = weight.codes, weight.bits, weight.scale
+    codes, bits, scale, midrise = weight.codes, weight.bits, weight.scale, weight.midrise
     if not isinstance(codes, np.ndarray) or codes.dtype != np.int8 or codes.ndim != 2:
         raise fail(f"{where}: codes", _describe(codes), "int8 (out, in)")
     out_features, in_features = codes.shape
@@ -125,14 +125,27 @@ def check_weight(name: str, weight: p.Weight) -> None:
         raise fail(f"{where}: groups", bits.shape, f"divisors of its shape {codes.shape}")
     check_array(f"{where}: bits", bits, bits.dtype.type, (rows, columns), p.MIN_BITS, p.MAX_BITS)
     check_array(f"{where}: scale", scale, np.float32, (rows, columns), MIN_SCALE, MAX_SCALE)
-    blocks = codes.reshape(rows, out_features // rows, columns, in_features // columns)
-    top = 1 << (bits.astype(np.int64) - 1)
-    bad = (blocks.min(axis=(1, 3)) < -top) | (blocks.max(axis=(1, 3)) >= top)
+    if not isinstance(midrise, np.ndarray) or midrise.dtype != np.bool_ or midrise.shape != (rows, columns):
+        raise fail(f"{where}: midrise", _describe(midrise), f"bool {(rows, columns)}, as bits")
+    if (bits[midrise] > p.MAX_MIDRISE_BITS).any():
+        raise fail(f"{where}: a mid-rise block", f"of {bits[midrise].max()} bits", f"2..{p.MAX_MIDRISE_BITS} bits")
+    _check_codes(where, weight, codes.reshape(rows, out_features // rows, columns, in_features // columns))
+
+
+def _check_codes(where: str, weight: p.Weight, blocks: np.ndarray) -> None:
+    """Codes (row group, row, column group, column) are in the range of their block, and odd where it is mid-rise."""
+    low, high = blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3))
+    even = weight.midrise & (blocks & 1 == 0).any(axis=(1, 3))
+    bad = (low < weight.qmin) | (high > weight.qmax) | even
     if bad.any():
-        row, column = (int(i) for i in np.argwhere(bad)[0])
-        block = blocks[row, :, column]
-        allowed = f"codes of {bits[row, column]} bits"
-        raise fail(f"{where}: block ({row}, {column})", f"codes {block.min()}..{block.max()}", allowed)
+        row, column = at = tuple(int(i) for i in np.argwhere(bad)[0])
+        found = "an even code" if even[at] else f"codes {low[at]}..{high[at]}"
+        kind = (
+            f"odd codes {weight.qmin[at]}..{weight.qmax[at]}"
+            if weight.midrise[at]
+            else f"codes of {weight.bits[at]} bits"
+        )
+        raise fail(f"{where}: block ({row}, {column})", found, kind)
 
 
 def check_constant(name: str, array: np.ndarray) -> None:

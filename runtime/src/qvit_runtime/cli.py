@@ -154,7 +154,12 @@ def description_text(about: dict[str, Any]) -> str:
             *table(
                 ["weight", "shape", "bits", "KiB"],
                 [
-                    [w["name"], sizes(w["shape"]), weight_bits_text(w["bits"]), f"{w['packed_bytes'] / 1024:,.1f}"]
+                    [
+                        w["name"],
+                        sizes(w["shape"]),
+                        weight_bits_text(w["bits"], w["midrise"]),
+                        f"{w['packed_bytes'] / 1024:,.1f}",
+                    ]
                     for w in about["weights"]
                 ],
             ),
@@ -221,11 +226,12 @@ def codes_text(signed: bool, offset: bool) -> str:
     return ("signed" if signed else "unsigned") + (" + offset" if offset else "")
 
 
-def weight_bits_text(bits: list[list[int]]) -> str:
+def weight_bits_text(bits: list[list[int]], midrise: list[list[bool]]) -> str:
     """Row groups and column groups are never both many in practice; where they are, rows are parted by "|"."""
-    if len(bits[0]) == 1:
-        return bits_text([row[0] for row in bits])
-    return " | ".join(bits_text(row) for row in bits)
+    rows = [[row[0] for row in bits]] if len(bits[0]) == 1 else bits
+    odd, blocks = sum(map(sum, midrise)), len(bits) * len(bits[0])
+    note = "" if odd == 0 else ", mid-rise" if odd == blocks else f", {odd} of {blocks} mid-rise"
+    return " | ".join(map(bits_text, rows)) + note
 
 
 def bits_text(bits: list[int]) -> str:

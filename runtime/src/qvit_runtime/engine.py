@@ -178,7 +178,7 @@ class _Numbering:
         if key not in self._numbers:
             w = self._program.weights[name]
             self._numbers[key] = self.builder.weight(
-                np.ascontiguousarray(w.codes, np.int8), np.ascontiguousarray(w.bits, np.int32), _array(w.scale)
+                np.ascontiguousarray(w.codes, np.int8), np.ascontiguousarray(w.code_bits, np.int32), _array(w.scale)
             )
         return self._numbers[key]
 

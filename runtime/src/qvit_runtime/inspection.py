@@ -104,6 +104,7 @@ def _weight(name: str, weight: p.Weight) -> dict[str, Any]:
         "name": name,
         "shape": [out_features, in_features],
         "bits": weight.bits.tolist(),
+        "midrise": weight.midrise.tolist(),
         "average_bits": float(weight.bits.mean()),
         "codes": weight.codes.size,
         "packed_bytes": int(packed_bytes((out_features, in_features), weight.bits).sum()),

@@ -68,7 +68,7 @@ def _buffer_at(buffer: p.Buffer, bits: int | None) -> p.Buffer:
 
 def _weight_at(weight: p.Weight, bits: int) -> p.Weight:
     top = 1 << (bits - 1)
-    return replace(weight, codes=np.clip(weight.codes, -top, top - 1), bits=np.full_like(weight.bits, bits))
+    return p.Weight(np.clip(weight.codes, -top, top - 1), np.full_like(weight.bits, bits), weight.scale)
 
 
 def measure_table(

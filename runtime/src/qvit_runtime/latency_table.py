@@ -5,7 +5,7 @@
 A product takes time in proportion to its multiply-accumulates, at a speed that depends on the two widths that meet
 (`products`): on AVX2 by how many products fit into 16 bits before they must be widened, with AVX-512 VNNI not at all. So T
 is a 7 x 7 table per product, left bits 2..8 by right bits 2..8; groups that meet at different widths take the mean of
-their entries. `fixed` is the rest: LayerNorm, quantization, threads that wait for each other. Softmax, GELU and additions
+their entries; mid-rise weights of b bits, whose codes have b + 1, are as fast as other weights of b + 1. `fixed` is the rest: LayerNorm, quantization, threads that wait for each other. Softmax, GELU and additions
 run inside the step of a product and are in its T.
 
 More bits never take less time, so a table that falls anywhere is refused; `latency` measures one and irons out noise.
@@ -30,7 +30,7 @@ import numpy as np
 
 from . import atomic
 from . import program as p
-from .products import meeting_bits, products
+from .products import multiplied_bits, products
 from .tensor_file import FormatError, parse_json
 
 FORMAT, VERSION = "qvit latency table", 1
@@ -83,7 +83,7 @@ class LatencyTable:
         found = products(program)
         total = self.fixed
         for product, row in zip(found, self.rows({x.right: x.macs for x in found}), strict=True):
-            left, right = meeting_bits(program, product)
+            left, right = multiplied_bits(program, product)
             total += float(self.ms[row, left - p.MIN_BITS, right - p.MIN_BITS].mean())
         return total
 

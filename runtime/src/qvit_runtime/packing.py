@@ -8,16 +8,16 @@ The codes of a weight are cut into its blocks, row groups first:
                                |   2   |   3   |
                                +-------+-------+
 
-A block is its codes in row-major order, each as the low `bits` bits of its two's complement, written one after the
-other into a stream of bits that starts at the low end of the first byte. For bits = 3 and codes a, b, c, ...:
+A block is its codes in row-major order, each as the low `bits` bits of its two's complement (of a mid-rise block, whose
+codes are odd, (code - 1) / 2 takes the place of the code), written one after the other into a stream of bits that starts at the low end of the first byte. For bits = 3 and codes a, b, c, ...:
 
     byte           0                 1                 2
     bit     0 1 2 3 4 5 6 7   0 1 2 3 4 5 6 7   0 1 2 3 4 5 6 7
             a a a b b b c c   c d d d e e e f   f f g g g h h h          8 codes in 3 bytes
 
 The last byte of a block is filled up with zero bits, so every block starts on a byte; readers refuse a fill that is not
-zero, so that equal weights have equal bytes. The widths of the blocks stand elsewhere (the artifact's header): the
-length of everything follows from them before a byte is read.
+zero, so that equal weights have equal bytes. The widths of the blocks and which are mid-rise stand elsewhere (the
+artifact's header): the length of everything follows from them before a byte is read.
 """
 
 from __future__ import annotations
@@ -32,19 +32,25 @@ def packed_bytes(shape: tuple[int, int], bits: np.ndarray) -> np.ndarray:
     return (count * bits.astype(np.int64) + 7) // 8
 
 
-def pack(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """int8 codes (out, in) and bits (row_groups, column_groups) -> uint8 (sum of packed_bytes,).
+def pack(codes: np.ndarray, bits: np.ndarray, midrise: np.ndarray) -> np.ndarray:
+    """int8 codes (out, in), bits and midrise (row_groups, column_groups) -> uint8 (sum of packed_bytes,).
 
-    Raises ValueError when a code does not fit its block's bits.
+    Raises ValueError when a code does not fit its block's bits, or is even in a mid-rise block.
     """
     blocks, sizes = _blocks(codes, bits), packed_bytes((codes.shape[0], codes.shape[1]), bits).ravel()
+    odd = midrise.ravel()
+    if not (blocks[odd] & 1).all():
+        raise ValueError("an even code in a mid-rise block, allowed: odd codes")
+    blocks = np.where(odd[:, None], blocks >> 1, blocks)  # the shift rounds down: (code - 1) / 2 of odd codes
     starts = np.cumsum(sizes) - sizes
     packed = np.zeros(int(sizes.sum()), np.uint8)
     for width in np.unique(bits):
         chosen = np.flatnonzero(bits.ravel() == width)
         top = 1 << (int(width) - 1)
-        if blocks[chosen].min() < -top or blocks[chosen].max() >= top:
-            raise ValueError(f"codes do not fit {width} bits, allowed: {-top}..{top - 1}")
+        beyond = chosen[(blocks[chosen].min(axis=1) < -top) | (blocks[chosen].max(axis=1) >= top)]
+        if len(beyond):
+            allowed = f"odd codes {1 - 2 * top}..{2 * top - 1}" if odd[beyond[0]] else f"{-top}..{top - 1}"
+            raise ValueError(f"codes do not fit {width} bits, allowed: {allowed}")
         # (blocks, codes) -> (blocks, codes, 8), of which the low bits are kept
         stream = np.unpackbits(blocks[chosen].view(np.uint8)[..., None], axis=-1, bitorder="little")[..., :width]
         rows = np.packbits(stream.reshape(len(chosen), -1), axis=1, bitorder="little")
@@ -52,8 +58,8 @@ def pack(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
     return packed
 
 
-def unpack(packed: np.ndarray, shape: tuple[int, int], bits: np.ndarray) -> np.ndarray:
-    """uint8 (bytes,) -> int8 codes (out, in): the inverse of `pack`.
+def unpack(packed: np.ndarray, shape: tuple[int, int], bits: np.ndarray, midrise: np.ndarray) -> np.ndarray:
+    """uint8 (bytes,) -> int8 codes (out, in): the inverse of `pack`. A mid-rise block has at most 7 bits.
 
     Raises ValueError when the number of bytes does not follow from the shape and bits, or a fill bit is set.
     """
@@ -71,6 +77,7 @@ def unpack(packed: np.ndarray, shape: tuple[int, int], bits: np.ndarray) -> np.n
         low = _low_bits(rows, int(width), count)
         sign = np.uint8(1 << (int(width) - 1))
         blocks[chosen] = ((low ^ sign) - sign).view(np.int8)  # extend the sign from `width` to 8 bits
+    blocks = np.where(midrise.ravel()[:, None], 2 * blocks + 1, blocks)
     rows_of_blocks = blocks.reshape(*bits.shape, shape[0] // bits.shape[0], shape[1] // bits.shape[1])
     return np.ascontiguousarray(rows_of_blocks.swapaxes(1, 2)).reshape(shape)
 

@@ -57,10 +57,21 @@ def products(program: p.Program) -> list[Product]:
 
 def meeting_bits(program: p.Program, product: Product) -> tuple[np.ndarray, np.ndarray]:
     """(left, right) bits of the pairs that meet, two integer arrays of one shape."""
+    weight = program.weights.get(product.right)
+    return _pairs(program, product, None if weight is None else weight.bits)
+
+
+def multiplied_bits(program: p.Program, product: Product) -> tuple[np.ndarray, np.ndarray]:
+    """`meeting_bits` of the numbers that are multiplied: those of a mid-rise weight of b bits have b + 1."""
+    weight = program.weights.get(product.right)
+    return _pairs(program, product, None if weight is None else weight.code_bits)
+
+
+def _pairs(program: p.Program, product: Product, weight_bits: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """`weight_bits` (row groups, column groups), or None where the right operand is a buffer."""
     left = code_bits(program, product.left)
-    if product.right not in program.weights:
+    if weight_bits is None:
         return np.broadcast_arrays(left, code_bits(program, product.right))  # type: ignore[return-value]
-    weight_bits = program.weights[product.right].bits  # (row groups, column groups)
     columns = weight_bits.shape[1]
     blocks = max(columns, len(left))
     return np.broadcast_arrays(  # type: ignore[return-value]

@@ -31,6 +31,7 @@ import numpy as np
 from .integer_ops import IntegerOp
 
 MIN_BITS, MAX_BITS = 2, 8
+MAX_MIDRISE_BITS = 7  # the codes of a mid-rise block take one bit more, and are int8 as all weights
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,39 @@ class Buffer:
 class Weight:
     """Integer weights of a Linear.
 
-    codes  int8 (out, in), always signed
-    bits   int (row_groups, column_groups), each 2..8
-    scale  float32 (row_groups, column_groups), positive: value = code * scale of its block
+    codes    int8 (out, in), always signed
+    bits     int (row_groups, column_groups), each 2..8, or 2..7 in a mid-rise block
+    scale    float32 (row_groups, column_groups), positive: value = code * scale of its block
+    midrise  bool (row_groups, column_groups); left out, no block is mid-rise
+
+    The codes of a block are -2^(b-1) .. 2^(b-1) - 1, with 0 among them and one more below it than above. At 2 bits that one
+    is a quarter of the levels. A mid-rise block has no 0 and as many levels above it as below: its codes are the odd numbers
+    -(2^b - 1) .. 2^b - 1, and its scale is half the distance of two levels. (Uniform quantizers rise or tread at zero.)
     """
 
     codes: np.ndarray
     bits: np.ndarray
     scale: np.ndarray
+    midrise: np.ndarray = None  # type: ignore[assignment]  # only until __post_init__
+
+    def __post_init__(self) -> None:
+        if self.midrise is None:
+            object.__setattr__(self, "midrise", np.zeros(np.shape(self.bits), np.bool_))
+
+    @property
+    def code_bits(self) -> np.ndarray:
+        """Bits of the two's complement that holds the codes of each block, int (row_groups, column_groups)."""
+        return self.bits.astype(np.int64) + self.midrise
+
+    @property
+    def qmin(self) -> np.ndarray:
+        """Smallest code of each block, int64 (row_groups, column_groups)."""
+        return self.midrise - (np.int64(1) << (self.code_bits - 1))
+
+    @property
+    def qmax(self) -> np.ndarray:
+        """Largest code of each block, int64 (row_groups, column_groups)."""
+        return (np.int64(1) << (self.code_bits - 1)) - 1
 
 
 @dataclass(frozen=True)

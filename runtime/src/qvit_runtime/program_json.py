@@ -7,12 +7,14 @@
      "buffers": {"image": {"shape": [3, 224, 224]},
                  "image_codes": {"shape": [3, 224, 224],
                                  "grid": {"bits": [8], "signed": true, "axis": 0, "scale": [0.02], "offset": [0.0]}}, ...},
-     "weights": {"blocks.0.attn.qkv.weight": {"shape": [576, 192], "bits": [[3], [2], ...]}, ...},
+     "weights": {"blocks.0.attn.qkv.weight": {"shape": [576, 192], "bits": [[3], [2], ...],
+                                              "midrise": [[false], [true], ...]}, ...},
      "constants": ["norm.bias", ...],
      "integers": ["norm.multiplier", ...]}
 
 Scales of grids are float32 numbers written with the digits of a float64, so they come back bit for bit. Reading is strict:
-every key must be there and no other (`integers` where there are any); what the values may be, `check` says afterwards.
+every key must be there and no other (`integers` where there are any, `midrise` where a weight has such blocks); what the
+values may be, `check` says afterwards.
 """
 
 from __future__ import annotations
@@ -30,11 +32,20 @@ OPS = {kind.__name__: kind for kind in CHECK}
 
 
 @dataclass(frozen=True)
+class WeightSkeleton:
+    """A weight whose codes and scales are still to be read; bits and midrise are (row_groups, column_groups)."""
+
+    shape: tuple[int, int]
+    bits: np.ndarray
+    midrise: np.ndarray
+
+
+@dataclass(frozen=True)
 class Skeleton:
-    """A Program whose arrays are still to be read: shapes and bits (row_groups, column_groups) of its weights."""
+    """A Program whose arrays are still to be read."""
 
     program: p.Program
-    weights: dict[str, tuple[tuple[int, int], np.ndarray]]
+    weights: dict[str, WeightSkeleton]
     constants: tuple[str, ...]
     integers: tuple[str, ...]
 
@@ -52,10 +63,7 @@ def to_json(program: p.Program) -> dict[str, Any]:
             for op in program.ops
         ],
         "buffers": {name: _buffer_to_json(buffer) for name, buffer in program.buffers.items()},
-        "weights": {
-            name: {"shape": list(weight.codes.shape), "bits": weight.bits.tolist()}
-            for name, weight in program.weights.items()
-        },
+        "weights": {name: _weight_to_json(weight) for name, weight in program.weights.items()},
         "constants": list(program.constants),
     } | ({"integers": list(program.integers)} if program.integers else {})
 
@@ -65,6 +73,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _weight_to_json(weight: p.Weight) -> dict[str, Any]:
+    table: dict[str, Any] = {"shape": list(weight.codes.shape), "bits": weight.bits.tolist()}
+    if weight.midrise.any():
+        table["midrise"] = weight.midrise.tolist()
+    return table
 
 
 def _buffer_to_json(buffer: p.Buffer) -> dict[str, Any]:
@@ -176,10 +191,10 @@ def _floats(table: dict[str, Any], where: str, key: str) -> np.ndarray:
     return array
 
 
-def _weight(name: str, table: object) -> tuple[tuple[int, int], np.ndarray]:
-    """Shape and bits, checked as far as the size of the packed codes depends on them."""
+def _weight(name: str, table: object) -> WeightSkeleton:
+    """Checked as far as unpacking depends on it."""
     where = f"weight {name[:100]!r}"
-    keys(table, where, ["shape", "bits"])
+    keys(table, where, ["shape", "bits"], ("midrise",))
     assert isinstance(table, dict)
     shape, bits = table["shape"], _kind(table, where, "bits", list)
     if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and 1 <= n <= 1 << 27 for n in shape):
@@ -191,7 +206,24 @@ def _weight(name: str, table: object) -> tuple[tuple[int, int], np.ndarray]:
             raise FormatError(f"{where}: bits has the row {str(row)[:60]}, allowed: rows of equal length of 2..8")
     if columns == 0 or shape[0] % len(bits) or shape[1] % columns:
         raise FormatError(f"{where}: bits has {len(bits)} x {columns} groups, allowed: divisors of {shape}")
-    return (shape[0], shape[1]), np.array(bits, np.int64)
+    midrise = [[False] * columns] * len(bits)
+    if "midrise" in table:
+        midrise = _midrise(where, _kind(table, where, "midrise", list), bits)
+    return WeightSkeleton((shape[0], shape[1]), np.array(bits, np.int64), np.array(midrise, np.bool_))
+
+
+def _midrise(where: str, rows: list[Any], bits: list[list[int]]) -> list[list[bool]]:
+    """One bool for each width of `bits`; a true one at least, for elsewhere the key is absent."""
+    sizes = [len(row) if isinstance(row, list) else 0 for row in rows]
+    if sizes != [len(row) for row in bits] or not all(type(odd) is bool for row in rows for odd in row):
+        raise FormatError(f"{where}: midrise is {str(rows)[:60]}, allowed: rows of true and false, as many as bits has")
+    widest = max(
+        (b for row, odds in zip(bits, rows, strict=True) for b, odd in zip(row, odds, strict=True) if odd), default=0
+    )
+    if not p.MIN_BITS <= widest <= p.MAX_MIDRISE_BITS:
+        found = f"true at {widest} bits" if widest else "true nowhere"
+        raise FormatError(f"{where}: midrise is {found}, allowed: at 2..{p.MAX_MIDRISE_BITS} bits, or no such key")
+    return rows
 
 
 def _preprocess(table: dict[str, Any]) -> p.Preprocess:

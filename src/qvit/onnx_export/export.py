@@ -23,7 +23,7 @@ def export_onnx(program: p.Program, path: Path | str, int2: bool = False) -> Ver
     The input `images` is float32 (batch, channels, height, width), normalised; `output` has one row per image. metadata_props
     holds as JSON: preprocess (fields of qvit_runtime.program.Preprocess), labels, qvit (the metadata of the Program).
 
-    int2  store 2-bit weights as int2: ONNX Runtime reads that, OpenVINO does not
+    int2  store 2-bit weights as int2 (mid-rise ones stay int4): ONNX Runtime reads that, OpenVINO does not
 
     Returns what was compared with the interpreter before the file was written. Raises OnnxExportError when an op has no exact
     form in ONNX or the graph disagrees, ProgramError when the Program is not well formed; nothing is written then.

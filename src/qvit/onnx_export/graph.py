@@ -3,8 +3,9 @@
 `add` appends a node and returns the name of its output, `constant` an initializer; both may be called in any order that
 reads well, since a node only names what exists already. Names start with the op of the Program that they belong to.
 
-Integer weights are stored in the narrowest type that holds them: int4 up to 4 bits, else int8; int2 up to 2 bits when asked
-for. A narrow constant passes a Cast to int8 before its DequantizeLinear. Both runtimes fold that Cast when they load the
+Integer weights are stored in the narrowest type that holds their codes: int4 up to 4 bits, else int8; int2 up to 2 bits
+when asked for. (Those of mid-rise weights take a bit more than in an artifact: ONNX has zero points, but no half ones, so
+-3, -1, 1, 3 stay what they are, and are int4.) A narrow constant passes a Cast to int8 before its DequantizeLinear. Both runtimes fold that Cast when they load the
 file, and see the int8 weights that they have integer kernels for. Without it they take the weight for a compressed float
 one: ONNX Runtime then multiplies in float, OpenVINO quantizes the activations a second time, dynamically, and its products
 are off by about 1 % of their spread. The file is the same size either way.
@@ -94,5 +95,5 @@ def pack(codes: np.ndarray, width: int) -> bytes:
 
 
 def storage_width(bits: int, int2: bool) -> int:
-    """Bits that a weight of `bits` bits takes in the file."""
+    """Bits that weight codes of `bits` bits take in the file."""
     return 2 if bits <= 2 and int2 else 4 if bits <= 4 else 8

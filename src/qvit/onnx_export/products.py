@@ -8,7 +8,7 @@ is below 2^b. Where a width is less than 8, or differs between groups, values ar
 QuantizeLinear; the clipped type alone would let them run on to 255.
 
 Saturation. Processors with AVX2 but without VNNI multiply uint8 by int8 and add pairs of products in 16 bits, saturating.
-With a-bit codes and w-bit weights a pair is at most 2 (2^a - 1) 2^(w-1) < 2^(a+w), which fits when a + w <= 15. Only 8-bit
+With a-bit codes and w-bit weight codes a pair is at most 2 (2^a - 1) 2^(w-1) < 2^(a+w), which fits when a + w <= 15. Only 8-bit
 codes and 8-bit weights do not fit; there
 
     w = 2 (w >> 1) + (w & 1)                                     -64 <= w >> 1 < 64
@@ -146,7 +146,7 @@ def _blocked(t: Translation, op: p.Linear, x: str, unit: float, factors: np.ndar
 
 def _multiply(t: Translation, op: p.Linear, x: str, unit: float, codes: np.ndarray, scale: np.ndarray) -> str:
     """x, which holds code * unit, times weight codes (..., in, out) that stand for code * scale, a scalar or (out,)."""
-    bits, name, grid = int(t.program.weights[op.weight].bits.max()), op.weight, t.grid(op.input)
+    bits, name, grid = int(t.program.weights[op.weight].code_bits.max()), op.weight, t.grid(op.input)
     if t.graph.kinds[x] != "DequantizeLinear":
         x = _pair(t, x, unit, _zero_point(grid))
     if max(grid.bits) + bits <= FITTING_BITS:
