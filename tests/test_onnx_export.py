@@ -30,6 +30,7 @@ TOYS: dict[str, Callable[[], p.Program]] = {
     "distilled": lambda: toys.vit_program(distilled=True, layer_scale=True, qk_norm=True, registers=2),
     "features": lambda: toys.vit_program(mean_pool=True, classes=0, registers=4, bits=8, per_channel=True),
     "swin": toys.swin_program,
+    "mid-rise": lambda: toys.vit_program(midrise=0.5),
     "two-scaled": integer_toys.regions_program,
 }
 

@@ -31,14 +31,22 @@ def verified(program: p.Program) -> onnx.ModelProto:
     columns=st.booleans(),
     per_head=st.booleans(),
     signed=st.booleans(),
+    midrise=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_a_linear_of_any_groups_is_the_interpreters(
-    bits: tuple[int, ...], weight_bits: int, rows: int, columns: bool, per_head: bool, signed: bool, seed: int
+    bits: tuple[int, ...],
+    weight_bits: int,
+    rows: int,
+    columns: bool,
+    per_head: bool,
+    signed: bool,
+    midrise: bool,
+    seed: int,
 ) -> None:
     groups = (rows, len(bits) if columns else 1)
     offset = 0.0 if signed else -0.7
-    verified(linear_program(bits, weight_bits, groups, per_head, signed, offset, seed))
+    verified(linear_program(bits, weight_bits, groups, per_head, signed, offset, midrise, seed))
 
 
 @pytest.mark.parametrize("per_head", [True, False])
@@ -49,6 +57,15 @@ def test_pairs_of_products_stay_in_16_bits(bits: int, weight_bits: int, per_head
     largest = max(int(np.abs(weight).max()) for weight in weights.values())
     assert 2 * (2**bits - 1) * largest < 2**15
     assert len(weights) == (2 if bits + weight_bits == 16 else 1)
+
+
+@pytest.mark.parametrize(("bits", "weight_bits"), [(8, 7), (8, 6), (7, 7), (8, 2)])
+def test_pairs_of_mid_rise_products_stay_in_16_bits(bits: int, weight_bits: int) -> None:
+    """Their codes have one bit more, so with 8-bit codes 7 bits are halved already."""
+    weights = integer_weights(verified(linear_program((bits, 2), weight_bits, (1, 2), midrise=True)))
+    largest = max(int(np.abs(weight).max()) for weight in weights.values())
+    assert 2 * (2**bits - 1) * largest < 2**15
+    assert len(weights) == (2 if bits + weight_bits == 15 else 1)
 
 
 def test_heads_stay_apart_where_their_scales_differ() -> None:
@@ -83,6 +100,14 @@ def test_the_codes_of_a_linear_come_straight_from_dequantize() -> None:
 @pytest.mark.parametrize(("bits", "stored"), [(2, {"INT4"}), (4, {"INT4"}), (5, {"INT8"})])
 def test_stored_types(bits: int, stored: set[str]) -> None:
     assert stored_types(verified(linear_program(weight_bits=bits))) == stored
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(2, {"INT4"}), (3, {"INT4"}), (4, {"INT8"})])
+def test_stored_types_of_mid_rise_weights(bits: int, stored: set[str]) -> None:
+    """-3..3 of 2 bits do not fit int2, on request neither."""
+    program = linear_program(weight_bits=bits, midrise=True)
+    assert stored_types(verified(program)) == stored
+    assert stored_types(translate(program, int2=True)[0]) == stored
 
 
 def test_a_width_below_that_of_the_type_is_clipped() -> None:

@@ -7,6 +7,7 @@ import onnx
 from onnx import numpy_helper
 
 from qvit_runtime import program as p
+from toy_edits import every_other_block
 
 
 def linear_program(
@@ -16,11 +17,12 @@ def linear_program(
     per_head: bool = True,
     signed: bool = True,
     offset: float = 0.0,
+    midrise: bool = False,
     seed: int = 0,
 ) -> p.Program:
     """values (H, N, d) -> Quantize -> MergeHeads -> Linear -> one token; H = len(bits), or one group if not per_head.
 
-    The weight has its extreme codes, so that what does not fit shows.
+    The weight has its extreme codes, so that what does not fit shows; every other block of it is mid-rise, if `midrise`.
     """
     rng = np.random.default_rng(seed)
     heads, tokens, dim, out = len(bits), 3, 4, 6
@@ -36,6 +38,8 @@ def linear_program(
     weight = p.Weight(
         codes, np.full(weight_groups, weight_bits), rng.uniform(0.5, 1.5, weight_groups).astype(np.float32)
     )
+    if midrise:
+        weight = every_other_block(weight)
     buffers = {
         "x": p.Buffer("x", (heads, tokens, dim)),
         "codes": p.Buffer("codes", (heads, tokens, dim), apart),

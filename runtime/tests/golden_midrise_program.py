@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from golden_program import golden_program
 from qvit_runtime import program as p
 from qvit_runtime import save
+from toy_edits import every_other_block
 
 GOLDEN = Path(__file__).parent / "golden" / "toy_midrise_vit.v3.qvit"
 
@@ -22,18 +21,11 @@ def golden_midrise_program() -> p.Program:
     return replace(
         plain,
         name="golden mid-rise",
-        weights={name: every_other_block(weight, step) for step, (name, weight) in enumerate(plain.weights.items())},
+        weights={
+            name: every_other_block(weight, step % 2) for step, (name, weight) in enumerate(plain.weights.items())
+        },
         metadata={"made by": "golden_midrise_program.py"},
     )
-
-
-def every_other_block(weight: p.Weight, step: int) -> p.Weight:
-    """Codes c become 2 c + 1 in blocks of at most 7 bits: first block, third, ..., or second, fourth, ... in turn."""
-    turn = (step + np.arange(weight.bits.size).reshape(weight.bits.shape)) % 2 == 0
-    midrise = turn & (weight.bits <= p.MAX_MIDRISE_BITS)
-    height, width = np.array(weight.codes.shape) // weight.bits.shape
-    codes = np.where(np.kron(midrise, np.ones((height, width), np.bool_)), 2 * weight.codes + 1, weight.codes)
-    return replace(weight, codes=codes.astype(np.int8), midrise=midrise)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,26 @@ def test_what_the_builders_make_is_well_formed(build):
     check(build())
 
 
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_mid_rise_codes_are_the_odd_ones_about_zero(bits):
+    levels = [code for code in range(-128, 128) if code % 2 and abs(code) < 2**bits]
+    assert len(levels) == 2**bits
+    for code in range(-128, 128):
+        if code in levels:
+            check(uniform_qkv(bits, code))
+        else:
+            with pytest.raises(ProgramError, match="allowed: odd codes"):
+                check(uniform_qkv(bits, code))
+
+
+def test_weights_are_not_mid_rise_unless_they_say_so():
+    weight = p.Weight(np.zeros((4, 6), np.int8), np.full((2, 3), 2), np.ones((2, 3), F32))
+    assert weight.midrise.dtype == np.bool_
+    assert weight.midrise.shape == (2, 3)
+    assert not weight.midrise.any()
+    assert {*weight.qmin.flat, *weight.qmax.flat} == {-2, 1}
+
+
 FAULTS = {
     "program name": (lambda: replace(VIT, name=""), "program name is ''"),
     "ops is a list": (lambda: replace(VIT, ops=list(VIT.ops)), "ops is list"),

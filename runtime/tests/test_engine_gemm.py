@@ -10,6 +10,7 @@ import pytest
 from engine_cases import PATHS, bare_program, grid, run_native
 from qvit_runtime import program as p
 from qvit_runtime.interpreter import EXECUTE
+from toy_edits import edit_weight, every_other_block
 
 WIDTHS = range(2, 9)
 SIZES = [*range(1, 11), 15, 16, 17, 31, 32, 33, 63, 64, 65]
@@ -51,6 +52,22 @@ def test_every_pair_of_widths_at_extreme_codes(bits, weight_bits, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("weight_bits", range(2, p.MAX_MIDRISE_BITS + 1))
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_mid_rise_weights_at_extreme_codes(bits, weight_bits, path):
+    """+-(2^b - 1), as large as codes of b + 1 bits get: 16-bit sums that count on b bits overflow."""
+    rng = np.random.default_rng(bits * 10 + weight_bits)
+    rows, inputs, outputs = 7, 1031, 19
+    top = (1 << weight_bits) - 1
+    for choices in ([-top], [top], [-top, top], np.arange(-top, top + 1, 2)):
+        w = rng.choice(choices, (outputs, inputs))
+        for signed, kind in ((True, "low"), (False, "high"), (False, "mixed")):
+            x = codes(rng, (1, rows, inputs), bits, signed, kind)
+            program = linear(rows, inputs, outputs, bits, w, np.array([[weight_bits]]), signed)
+            compare(edit_weight(program, "w", midrise=np.array([[True]])), x, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("bits", "weight_bits"), [(4, 4), (8, 8), (7, 7)])
 def test_every_awkward_size(bits, weight_bits, path):
     rng = np.random.default_rng(5)
@@ -78,6 +95,14 @@ def test_shapes_of_vision_transformers(rows, inputs, outputs, path):
 def test_row_and_column_groups_of_different_widths(groups, columns, path):
     """The heads of proj: blocks of 10 inputs are no multiple of a quad, so a quad reaches into the next head."""
     rng = np.random.default_rng(7)
+    program, x = mixed_groups(rng, groups, columns)
+    compare(program, x, path)
+    midrise = every_other_block(program.weights["w"])
+    assert midrise.midrise.any() != midrise.midrise.all()
+    compare(edit_weight(program, "w", **vars(midrise)), x, path)
+
+
+def mixed_groups(rng, groups, columns):
     rows, inputs, outputs = 9, 30, 40
     weight_bits = rng.integers(2, 9, (4, columns))
     spread = np.kron(weight_bits, np.ones((outputs // 4, inputs // columns), int))
@@ -86,7 +111,7 @@ def test_row_and_column_groups_of_different_widths(groups, columns, path):
     program = linear(rows, inputs, outputs, 8, w, weight_bits, True)
     program.buffers["x"] = p.Buffer("x", (rows, inputs), grid(x_bits, True, axis=1 if groups > 1 else 0))
     x = np.concatenate([codes(rng, (1, rows, inputs // groups), b, True, "mixed") for b in x_bits], axis=2)
-    compare(program, x, path)
+    return program, x
 
 
 def heads_program(kind, shape, keys, left_bits, right_bits, signed, right_signed):

@@ -16,6 +16,7 @@ INTEGER_ONLY = {
     "vit": toys.integer_vit_program,
     "vit of odd sizes": lambda: toys.integer_vit_program(dim=42, depth=1, heads=3, patch=5, size=35, classes=7),
     "vit, 4-bit weights": lambda: toys.integer_vit_program(dim=48, heads=3, weight_bits=4),
+    "vit, 2-bit weights, mid-rise": lambda: toys.integer_vit_program(weight_bits=2, midrise=0.5),
     "swin": toys.integer_swin_program,
     "swin, wider": lambda: toys.integer_swin_program(dim=40, heads=(4, 8), size=28, window=3),
 }

@@ -39,6 +39,15 @@ def edit_weight(program: p.Program, name: str, **changes: Any) -> p.Program:
     return replace(program, weights=program.weights | {name: replace(program.weights[name], **changes)})
 
 
+def every_other_block(weight: p.Weight, first: int = 0) -> p.Weight:
+    """The weight with its blocks number `first`, `first` + 2, ... on the mid-rise grid, but for those of 8 bits: 2 c + 1."""
+    turn = (np.arange(weight.bits.size).reshape(weight.bits.shape) - first) % 2 == 0
+    midrise = turn & (weight.bits <= p.MAX_MIDRISE_BITS)
+    height, width = np.array(weight.codes.shape) // weight.bits.shape
+    codes = np.where(np.kron(midrise, np.ones((height, width), np.bool_)), 2 * weight.codes + 1, weight.codes)
+    return replace(weight, codes=codes.astype(np.int8), midrise=midrise)
+
+
 def set_constant(program: p.Program, name: str, array: Any) -> p.Program:
     return replace(program, constants=program.constants | {name: array})
 

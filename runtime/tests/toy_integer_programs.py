@@ -28,9 +28,10 @@ def integer_vit_program(
     size: int = 16,
     classes: int = 5,
     weight_bits: int = 8,
+    midrise: float = 0.0,
     seed: int = 0,
 ) -> p.Program:
-    draft = IntegerDraft("toy_integer_vit", (3, size, size), seed, images=2 if size < 100 else 1)
+    draft = IntegerDraft("toy_integer_vit", (3, size, size), seed, 2 if size < 100 else 1, midrise)
     side = size // patch
     embedded = embed(draft, (side * side,), patch, dim)
     x = draft.tokens(

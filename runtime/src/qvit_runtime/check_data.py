@@ -135,17 +135,14 @@ def check_weight(name: str, weight: p.Weight) -> None:
 def _check_codes(where: str, weight: p.Weight, blocks: np.ndarray) -> None:
     """Codes (row group, row, column group, column) are in the range of their block, and odd where it is mid-rise."""
     low, high = blocks.min(axis=(1, 3)), blocks.max(axis=(1, 3))
-    even = weight.midrise & (blocks & 1 == 0).any(axis=(1, 3))
+    even = weight.midrise & (np.bitwise_and.reduce(blocks, axis=(1, 3)) & 1 == 0)
     bad = (low < weight.qmin) | (high > weight.qmax) | even
     if bad.any():
         row, column = at = tuple(int(i) for i in np.argwhere(bad)[0])
         found = "an even code" if even[at] else f"codes {low[at]}..{high[at]}"
-        kind = (
-            f"odd codes {weight.qmin[at]}..{weight.qmax[at]}"
-            if weight.midrise[at]
-            else f"codes of {weight.bits[at]} bits"
-        )
-        raise fail(f"{where}: block ({row}, {column})", found, kind)
+        odd = f"odd codes {weight.qmin[at]}..{weight.qmax[at]}"
+        allowed = odd if weight.midrise[at] else f"codes of {weight.bits[at]} bits"
+        raise fail(f"{where}: block ({row}, {column})", found, allowed)
 
 
 def check_constant(name: str, array: np.ndarray) -> None:

@@ -77,7 +77,8 @@ def unpack(packed: np.ndarray, shape: tuple[int, int], bits: np.ndarray, midrise
         low = _low_bits(rows, int(width), count)
         sign = np.uint8(1 << (int(width) - 1))
         blocks[chosen] = ((low ^ sign) - sign).view(np.int8)  # extend the sign from `width` to 8 bits
-    blocks = np.where(midrise.ravel()[:, None], 2 * blocks + 1, blocks)
+    odd = midrise.ravel()
+    blocks[odd] = 2 * blocks[odd] + 1
     rows_of_blocks = blocks.reshape(*bits.shape, shape[0] // bits.shape[0], shape[1] // bits.shape[1])
     return np.ascontiguousarray(rows_of_blocks.swapaxes(1, 2)).reshape(shape)
 

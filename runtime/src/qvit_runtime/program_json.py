@@ -206,24 +206,24 @@ def _weight(name: str, table: object) -> WeightSkeleton:
             raise FormatError(f"{where}: bits has the row {str(row)[:60]}, allowed: rows of equal length of 2..8")
     if columns == 0 or shape[0] % len(bits) or shape[1] % columns:
         raise FormatError(f"{where}: bits has {len(bits)} x {columns} groups, allowed: divisors of {shape}")
-    midrise = [[False] * columns] * len(bits)
+    widths = np.array(bits, np.int64)
+    midrise = np.zeros(widths.shape, np.bool_)
     if "midrise" in table:
-        midrise = _midrise(where, _kind(table, where, "midrise", list), bits)
-    return WeightSkeleton((shape[0], shape[1]), np.array(bits, np.int64), np.array(midrise, np.bool_))
+        midrise = _midrise(where, _kind(table, where, "midrise", list), widths)
+    return WeightSkeleton((shape[0], shape[1]), widths, midrise)
 
 
-def _midrise(where: str, rows: list[Any], bits: list[list[int]]) -> list[list[bool]]:
-    """One bool for each width of `bits`; a true one at least, for elsewhere the key is absent."""
-    sizes = [len(row) if isinstance(row, list) else 0 for row in rows]
-    if sizes != [len(row) for row in bits] or not all(type(odd) is bool for row in rows for odd in row):
+def _midrise(where: str, rows: list[Any], bits: np.ndarray) -> np.ndarray:
+    """One bool for each of `bits`; a true one at least, for elsewhere the key is absent."""
+    fits = len(rows) == len(bits) and all(isinstance(row, list) and len(row) == bits.shape[1] for row in rows)
+    if not fits or not all(type(odd) is bool for row in rows for odd in row):
         raise FormatError(f"{where}: midrise is {str(rows)[:60]}, allowed: rows of true and false, as many as bits has")
-    widest = max(
-        (b for row, odds in zip(bits, rows, strict=True) for b, odd in zip(row, odds, strict=True) if odd), default=0
-    )
+    midrise = np.array(rows, np.bool_)
+    widest = bits.max(where=midrise, initial=0)
     if not p.MIN_BITS <= widest <= p.MAX_MIDRISE_BITS:
         found = f"true at {widest} bits" if widest else "true nowhere"
         raise FormatError(f"{where}: midrise is {found}, allowed: at 2..{p.MAX_MIDRISE_BITS} bits, or no such key")
-    return rows
+    return midrise
 
 
 def _preprocess(table: dict[str, Any]) -> p.Preprocess:
