@@ -303,6 +303,20 @@ def test_recomputed_activations_train_the_same_model(spec: Spec) -> None:
     assert same_state(*ends) == []
 
 
+def test_bf16_steps_see_float32_weights() -> None:
+    """Autocast makes its own copy of a weight that no quantizer has given its type."""
+    model = fresh(uniform(3))
+    weight = model.get_parameter("blocks.0.mlp.fc1.weight")
+    before, outputs = weight.detach().clone(), []
+    layer = model.get_submodule("blocks.0.mlp.fc1")
+    layer.register_forward_hook(lambda _, args, output: outputs.append(output.dtype))
+    toy_run(replace(CONFIG, precision="bf16"), model=model, budget=None, evaluation=None, max_steps=SWITCH + 1)
+    assert outputs == [torch.bfloat16] * (SWITCH + 1)
+    assert weight.dtype == torch.float32
+    assert not torch.equal(weight, before)
+    assert all(bool(torch.isfinite(value).all()) for value in model.parameters())
+
+
 def test_irm_trains_with_it() -> None:
     options, teacher = QViTIRM(3, 3), vit(depth=1)
     model = qvit_irm.quantize(teacher, options)
