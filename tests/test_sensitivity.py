@@ -15,7 +15,7 @@ from qvit.allocate import Lagrangian
 from qvit.fit_config import FitConfig
 from qvit.quantizer import Quantizer, named_quantizers
 from qvit.sensitivity import Sensitivity
-from qvit.spec import PerChannel, SharedScale, SingleScale, Spec
+from qvit.spec import MidRise, PerChannel, SharedScale, SingleScale, Spec
 from toy_models import calibrated, images, swin, vit
 from toy_training import toy_run
 
@@ -85,6 +85,7 @@ def brute_force(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         pytest.param(vit, Spec(), id="vit"),
         pytest.param(swin, Spec(), id="swin"),
         pytest.param(vit, Spec(weight_scale=PerChannel()), id="per-channel"),
+        pytest.param(vit, Spec(weight_grid=MidRise()), id="no-zero"),
         pytest.param(vit, Spec(scale=SharedScale()), id="shared-bank"),
         pytest.param(vit, Spec(scale=SingleScale()), id="single-scale"),
     ],
@@ -215,6 +216,18 @@ def test_a_slot_makes_one_least_squares_step() -> None:
     slope = ((v - v.mean()) * (q - q.mean())).sum() / (q - q.mean()).square().sum()
     torch.testing.assert_close(gelu.log_scale[0, 1].exp(), slope)
     torch.testing.assert_close(gelu.offset[0, 1], v.mean() - slope * q.mean())
+
+
+def test_a_slot_without_zero_makes_the_same_step() -> None:
+    """s <- <v, q + 1/2> / <q + 1/2, q + 1/2> at two bits"""
+    model = calibrated(vit(), Spec(weight_grid=MidRise()), 16)
+    sensitivity = probed(model, images(model, B))
+    quantizer = sensitivity.quantizers["blocks.0.attn.qkv.weight"]
+    scale = quantizer.log_scale[4, 0].detach().exp()
+    sensitivity.warm_slots()
+    v = model.get_parameter("blocks.0.attn.qkv.weight").detach().chunk(6)[4]
+    level = (v / scale - 0.5).clamp(-2, 1).round() + 0.5
+    torch.testing.assert_close(quantizer.log_scale[4, 0].exp().detach(), (v * level).sum() / (level * level).sum())
 
 
 @pytest.mark.parametrize("scale", [SharedScale(), SingleScale()], ids=["shared", "single"])

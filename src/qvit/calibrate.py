@@ -163,6 +163,6 @@ def fit_quantizer(name: str, quantizer: Quantizer, data: Points, observer: Obser
     for slot, bits in enumerate(quantizer.candidates if slots > 1 else widths.unique().tolist()):
         chosen, column = (torch.arange(rows), slot) if slots > 1 else (torch.nonzero(widths == bits).flatten(), 0)
         for part in chosen.split(CHUNK):
-            pair = fit_grid(observer, data.rows(part), bits, quantizer.signed, with_offset)
+            pair = fit_grid(observer, data.rows(part), bits, quantizer.signed, with_offset, quantizer.rise(bits))
             scale[part, column], offset[part, column] = (value.float() for value in pair)
     quantizer.set_bank(scale, offset if with_offset else None)

@@ -31,9 +31,10 @@ from torch import nn
 
 from .attention import HeadQuantizers, QuantAttention, QuantWindowAttention
 from .layers import QuantConv2d, QuantLinear
+from .midrise import MidRiseQuantizer
 from .placement import format_placement, placement
 from .quantizer import Quantizer
-from .spec import Bits, PerChannel, PerHead, Spec
+from .spec import Bits, MidRise, PassThroughGradient, PerChannel, PerHead, Spec
 from .support import check_supported
 
 Shapes = dict[str, tuple[int, ...]]
@@ -136,16 +137,33 @@ class _Builder:
             if fnmatch(name, pattern):
                 bits = override
                 self.unmatched.discard(pattern)
-        per_channel = rows and axis == 0 and isinstance(self.spec.weight_scale, PerChannel)
+        if rows:
+            return self._weight_quantizer(bits, groups, axis, rows)
         return Quantizer(
             bits,
             bit_groups=groups,
-            scale_groups=rows if per_channel else groups,
+            scale_groups=groups,
             axis=axis,
             signed=signed,
             offset=offset,
             bank=self.spec.scale,
-            batched=not rows,
+            batched=True,
+        )
+
+    def _weight_quantizer(self, bits: Bits, groups: int, axis: int, rows: int) -> Quantizer:
+        spec = self.spec
+        per_channel = axis == 0 and isinstance(spec.weight_scale, PerChannel)
+        kind = MidRiseQuantizer if isinstance(spec.weight_grid, MidRise) else Quantizer
+        return kind(
+            bits,
+            bit_groups=groups,
+            scale_groups=rows if per_channel else groups,
+            axis=axis,
+            signed=True,
+            offset=False,
+            bank=spec.scale,
+            batched=False,
+            pass_through=isinstance(spec.weight_gradient, PassThroughGradient),
         )
 
     def linear(self, parent: nn.Module, name: str, weights: Bits, inputs: Bits, *, after_gelu: bool = False) -> None:

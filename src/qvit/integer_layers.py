@@ -41,18 +41,26 @@ def regions_grid(quantizer: RegionQuantizer, axis: int) -> p.Grid:
 
 
 def integer_weight(layer: QuantLinear | QuantConv2d) -> p.Weight:
-    """Codes, bits and scales of a layer's weight, flattened to (out, in)."""
+    """Codes, bits and scales of a layer's weight, flattened to (out, in).
+
+    A group without a zero level (`midrise`) has the odd codes 2 q + 1 and half the scale.
+    """
     quantizer = layer.weight_quantizer
     scale, bits = quantizer.scale_at(quantizer.bit_width), quantizer.per_scale(quantizer.bit_width)
+    offset = quantizer.offset_at(quantizer.bit_width)
+    raised = torch.zeros_like(bits, dtype=torch.bool) if offset is None else offset > 0
     low, high = code_range(bits.float(), signed=True)
     view = grouped(layer.weight.detach().float(), quantizer.scale_groups, quantizer.axis)
     column = (1, -1, 1)
-    codes = torch.minimum(view / scale.view(column), high.view(column)).maximum(low.view(column)).round()
+    shifted = view if offset is None else view - offset.view(column)
+    codes = torch.minimum(shifted / scale.view(column), high.view(column)).maximum(low.view(column)).round()
+    codes = torch.where(raised.view(column), 2 * codes + 1, codes)
     grid = (-1, 1) if quantizer.axis == 0 else (1, -1)
     return p.Weight(
         codes=codes.reshape(layer.weight.shape[0], -1).to(torch.int8).cpu().numpy(),
         bits=bits.view(grid).cpu().numpy().astype(np.int64),
-        scale=as_numpy(scale.view(grid)),
+        scale=as_numpy(torch.where(raised, scale / 2, scale).view(grid)),
+        midrise=raised.view(grid).cpu().numpy(),
     )
 
 

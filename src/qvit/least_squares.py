@@ -13,7 +13,8 @@ Searching needs a cheap E. With sorted points and running sums of w, w v and w v
     E(s) = sum w v^2 - 2 s sum_q q S1(q) + s^2 sum_q q^2 S0(q)        S0, S1 = sums of w and w v between two thresholds
 
 which costs 2^n binary searches instead of a pass over the data. With an offset o, v - o takes the place of v, and the pair
-of one set of codes solves the 2 x 2 normal equations at once, s = cov(v, q) / var(q), o = mean(v) - s mean(q).
+of one set of codes solves the 2 x 2 normal equations at once, s = cov(v, q) / var(q), o = mean(v) - s mean(q). An offset that
+is a fixed number of steps, o = rise s (a grid without zero has rise 1/2, `midrise`), leaves s alone: q + rise takes the place of q.
 """
 
 from __future__ import annotations
@@ -77,19 +78,19 @@ def points(values: Tensor, weights: Tensor | None = None) -> Points:
     return Points(values, running(weights), running(weighted), running(weighted * values))
 
 
-def least_squares(data: Points, bits: int, signed: bool) -> Tensor:
-    """Scale (groups,) of the grid without offset; a group without a value that the grid can reach gets scale 1."""
+def least_squares(data: Points, bits: int, signed: bool, rise: float = 0.0) -> Tensor:
+    """Scale (groups,) of the grid whose levels are (q + rise) s; a group without a value that the grid can reach gets scale 1."""
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     reach = data.largest.maximum(-data.smallest) if signed else data.largest
     alive = reach > 0
-    scale = torch.where(alive, reach / high, torch.ones_like(reach))
+    scale = torch.where(alive, reach / (high + rise), torch.ones_like(reach))
     for ladder in (COARSE, *FINER):
         tried = scale[:, None] * ladder
-        errors = squared_error(data, tried, torch.zeros_like(tried), low, high)
+        errors = squared_error(data, tried, rise * tried, low, high)
         scale = tried.gather(1, errors.argmin(1, keepdim=True)).squeeze(1)
     for _ in range(ROUNDS):
-        s0, s1 = (sums.squeeze(1) for sums in _cells(data, scale[:, None], torch.zeros_like(scale[:, None]), low, high))
-        q = torch.arange(low, high + 1, dtype=torch.float64)
+        s0, s1 = (sums.squeeze(1) for sums in _cells(data, scale[:, None], rise * scale[:, None], low, high))
+        q = torch.arange(low, high + 1, dtype=torch.float64) + rise
         norm, product = (s0 * q * q).sum(1), (s1 * q).sum(1)
         new = torch.where(alive & (norm > 0) & (product > 0), product / norm, scale)
         if torch.allclose(new, scale, rtol=1e-6, atol=0):

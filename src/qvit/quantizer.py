@@ -53,6 +53,7 @@ class Quantizer(nn.Module):
     offset        learn an offset (unsigned only)
     bank          SwitchableScale, SharedScale or SingleScale
     batched       axis 0 of the input is a batch (activations); its size does not enter the gradient factor
+    pass_through  elements outside the range get the gradient too (`Spec.weight_gradient`)
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Quantizer(nn.Module):
         offset: bool,
         bank: ScaleBank,
         batched: bool,
+        pass_through: bool = False,
     ) -> None:
         super().__init__()
         if scale_groups % bit_groups:
@@ -74,7 +76,7 @@ class Quantizer(nn.Module):
             raise ValueError("an offset needs unsigned codes: a signed grid is centred on zero already")
         self.bits_spec, self.bank = bits, bank
         self.bit_groups, self.scale_groups = bit_groups, scale_groups
-        self.axis, self.signed, self.batched = axis, signed, batched
+        self.axis, self.signed, self.batched, self.pass_through = axis, signed, batched, pass_through
         start = float(bits.bits) if isinstance(bits, FixedBits) else bits.start
         learned = isinstance(bits, LearnedBits)
         self.bits = nn.Parameter(torch.full((bit_groups,), start), requires_grad=learned)
@@ -121,13 +123,22 @@ class Quantizer(nn.Module):
         rows = torch.zeros_like(slots) if bank.shape[0] == 1 else torch.arange(len(slots), device=slots.device)
         return bank[rows, slots]
 
+    def rise(self, bits: int) -> float:
+        """Steps between a code and its level that no offset says: 0, but for a grid without zero (`midrise`)."""
+        return 0.0
+
+    def banks(self, elements: float) -> tuple[Tensor, Tensor | None]:
+        """Scales and offsets (or None) of every slot, shaped like log_scale; `elements` share a scale (for gradients)."""
+        return self.log_scale.exp(), self.offset
+
     def scale_at(self, widths: Tensor) -> Tensor:
         """(scale_groups,) scales that would be in force at the given widths."""
         return self.pick(self.log_scale, widths).exp()
 
     def offset_at(self, widths: Tensor) -> Tensor | None:
         """(scale_groups,) offsets at the given widths, or None."""
-        return None if self.offset is None else self.pick(self.offset, widths)
+        offset = self.banks(1.0)[1]
+        return None if offset is None else self.pick(offset, widths)
 
     def elements_per_group(self, x: Tensor) -> float:
         """Elements that share a scale in one row of the batch: an image, or a window of Swin's attention."""
@@ -148,21 +159,29 @@ class Quantizer(nn.Module):
                 "this quantizer has no scale yet: run qvit.calibrate(model, loader), or load a calibrated checkpoint"
             )
         if x.dtype == torch.float64:
-            return self._quantized(x.float(), torch.float32).double()
+            return self._passed(x.float(), torch.float32).double()
         device = x.device.type
         autocast = torch.is_autocast_enabled(device)
-        return self._quantized(x, torch.get_autocast_dtype(device) if autocast else torch.float32)
+        return self._passed(x, torch.get_autocast_dtype(device) if autocast else torch.float32)
+
+    def _passed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if not self.pass_through:
+            return self._quantized(x, dtype)
+        fixed = x.detach()
+        return self._quantized(fixed, dtype) + (x - fixed).to(dtype)  # adds nothing but the gradient
 
     def _quantized(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        elements = self.elements_per_group(x)
+        scales, offsets = self.banks(elements)
         if is_native(x, self.log_scale, dtype):
             grids = Grids(self.scale_groups, self.axis, self.signed, self.candidates[0])
-            scale, elements = self.log_scale.exp(), self.elements_per_group(x)
-            return fake_quantize_native(x, scale, self.offset, self.bits, self.bit_width, elements, grids, dtype)
+            return fake_quantize_native(x, scales, offsets, self.bits, self.bit_width, elements, grids, dtype)
         widths = self.per_scale(self.bit_width).float()
         bits = widths + self.per_scale(self.bits - self.bits.detach()) if self.is_learned else widths
         with torch.no_grad():
             factor = self.gradient_factor(x, code_range(widths, self.signed)[1])
-        scale, offset = self.scale_at(self.bit_width), self.offset_at(self.bit_width)
+        scale = self.pick(scales, self.bit_width)
+        offset = None if offsets is None else self.pick(offsets, self.bit_width)
         with torch.autocast(x.device.type, enabled=False):
             return fake_quantize(x.float(), scale, offset, bits, factor, self.axis, self.signed).to(dtype)
 

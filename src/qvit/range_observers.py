@@ -10,6 +10,7 @@ The last four are the baselines that post-training methods compare with, as FQ-V
 They look for a range [low, high] and turn it into a grid of b bits by one rule, `grid_of_range`:
 
     signed              s = max(|low|, |high|) / (2^(b-1) - 1/2)         codes -2^(b-1) .. 2^(b-1) - 1
+    signed, no zero     s = max(|low|, |high|) / 2^(b-1)                 the same codes, levels half a step above them (`midrise`)
     unsigned            s = high / (2^b - 1)                             codes 0 .. 2^b - 1
     unsigned + offset   s = (high - low) / (2^b - 1),  zero = rint(-low / s),  offset = -zero s,  low <= 0 <= high
 
@@ -88,8 +89,12 @@ def watcher(observer: Observer, groups: int, axis: int) -> Histogram | Extremes:
             return Histogram(groups, axis)
 
 
-def fit_grid(observer: Observer, data: Points, bits: int, signed: bool, offset: bool) -> tuple[Tensor, Tensor]:
+def fit_grid(
+    observer: Observer, data: Points, bits: int, signed: bool, offset: bool, rise: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """(scale, offset), float64 (groups,) each, of a grid for this data; the offset is zero where there is none to be.
+
+    rise  steps between a code and its level on a signed grid: 1/2 for one without zero
 
     A group that is zero everywhere gets scale 1.
     """
@@ -97,21 +102,23 @@ def fit_grid(observer: Observer, data: Points, bits: int, signed: bool, offset: 
         case LeastSquares() if offset:
             return least_squares_with_offset(data, bits)
         case LeastSquares():
-            scale = least_squares(data, bits, signed)
+            scale = least_squares(data, bits, signed, rise)
             return scale, torch.zeros_like(scale)
         case Percentile():
             low, high = quantile(data, 1 - observer.share), quantile(data, observer.share)
-            return grid_of_range(low, high, bits, signed, offset)
+            return grid_of_range(low, high, bits, signed, offset, rise)
         case MeanSquaredError():
-            return _shrunk(data, bits, signed, offset)
+            return _shrunk(data, bits, signed, offset, rise)
         case _:
-            return grid_of_range(data.smallest, data.largest, bits, signed, offset)
+            return grid_of_range(data.smallest, data.largest, bits, signed, offset, rise)
 
 
-def grid_of_range(low: Tensor, high: Tensor, bits: int, signed: bool, offset: bool) -> tuple[Tensor, Tensor]:
+def grid_of_range(
+    low: Tensor, high: Tensor, bits: int, signed: bool, offset: bool, rise: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """(scale, offset) of the grid of b bits on [low, high], float64 tensors of one shape; see the rule above."""
     if signed:
-        span, steps = torch.maximum(-low, high), 2 ** (bits - 1) - 0.5
+        span, steps = torch.maximum(-low, high), 2 ** (bits - 1) - 0.5 + rise
     elif offset:
         low, high = low.clamp(max=0), high.clamp(min=0)
         span, steps = high - low, 2**bits - 1
@@ -129,10 +136,10 @@ def quantile(data: Points, share: float) -> Tensor:
     return data.values.gather(1, index).squeeze(1)
 
 
-def _shrunk(data: Points, bits: int, signed: bool, offset: bool) -> tuple[Tensor, Tensor]:
+def _shrunk(data: Points, bits: int, signed: bool, offset: bool, rise: float) -> tuple[Tensor, Tensor]:
     lows, highs = data.smallest[:, None] * SHRINK, data.largest[:, None] * SHRINK
-    scales, offsets = grid_of_range(lows, highs, bits, signed, offset)
+    scales, offsets = grid_of_range(lows, highs, bits, signed, offset, rise)
     bottom = -(2 ** (bits - 1)) if signed else 0
-    errors = squared_error(data, scales, offsets, bottom, bottom + 2**bits - 1)
+    errors = squared_error(data, scales, offsets + rise * scales, bottom, bottom + 2**bits - 1)
     best = errors.argmin(1, keepdim=True)
     return scales.gather(1, best).squeeze(1), offsets.gather(1, best).squeeze(1)

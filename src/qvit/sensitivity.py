@@ -28,7 +28,7 @@ its data within a probe or two; a fine one more slowly, pulled by the clipped el
 What a probe keeps is sums over elements, per scale group and candidate width, from which both follow:
 
     error      sum 1/2 F_i (Q_n(v_i) - v_i)^2
-    moments    sums of q v and q^2, with an offset also of q, v and 1        q = the codes of v
+    moments    sums of q v and q^2, with an offset also of q, v and 1        q = the codes of v, raised with their levels (`midrise`)
 
 Sums (and the gradients of weights) are averaged over the processes when the probe ends, so that all processes decide alike,
 and as one process would on the whole batch.
@@ -199,7 +199,11 @@ def _candidate(quantizer: Quantizer, view: Tensor, weight: Tensor, bits: int) ->
     shifted = view if offset is None else view - offset.view(1, -1, 1)
     codes = (shifted / s).clamp_(low, high).round_()
     error = (codes * s).sub_(shifted).square_().mul_(weight)
-    found = [error, codes * view, codes.square()] + ([] if offset is None else [codes])
+    if quantizer.offset is None:
+        levels = codes + quantizer.rise(bits)
+        found = [error, levels * view, levels.square()]
+    else:
+        found = [error, codes * view, codes.square(), codes]
     return torch.stack([each.sum((0, 2)) for each in found], 1)
 
 

@@ -70,6 +70,26 @@ class PerChannel:
 
 
 @dataclass(frozen=True)
+class MidTread:
+    """Weights on the usual grid, which has a zero level: {-2, -1, 0, 1} s at 2 bits."""
+
+
+@dataclass(frozen=True)
+class MidRise:
+    """2-bit weights on a grid without a zero level, {-3, -1, 1, 3} s / 2; wider ones as in MidTread (`midrise`)."""
+
+
+@dataclass(frozen=True)
+class ClippedGradient:
+    """Weights outside the range of their grid get no gradient (LSQ, Q-ViT): a clipped weight stays until the scale grows."""
+
+
+@dataclass(frozen=True)
+class PassThroughGradient:
+    """Every weight gets the gradient of its quantized self (OFQ, arXiv 2302.02210): a clipped weight can come back."""
+
+
+@dataclass(frozen=True)
 class SwitchableScale:
     """A bank of one learned scale per candidate bit-width and group, shape (groups, 7) for bits 2..8."""
 
@@ -87,6 +107,8 @@ class SingleScale:
 Bits = FixedBits | LearnedBits
 Heads = PerTensor | PerHead
 WeightScale = PerTensor | PerChannel
+WeightGrid = MidTread | MidRise
+WeightGradient = ClippedGradient | PassThroughGradient
 ScaleBank = SwitchableScale | SharedScale | SingleScale
 
 
@@ -94,21 +116,25 @@ ScaleBank = SwitchableScale | SharedScale | SingleScale
 class Spec:
     """How to quantize a model.
 
-    weights       bits of the weights of attention and MLP layers
-    activations   bits of their inputs, of q, k, v and of the attention map
-    heads         groups of everything that has heads
-    weight_scale  PerTensor: one scale per group of bits; PerChannel: one per output channel inside each group
-    scale         how many scales a group owns
-    edge          bits of the patch embedding, of the classifier and of their inputs
-    overrides     (pattern, bits) pairs on tensor names as the placement table prints them; the last match wins
-    keep_float    patterns on layer names that stay float, such as "head" or "blocks.0.mlp"; a whole attention module at
-                  a time, since its two products have no float form inside an integer one
+    weights          bits of the weights of attention and MLP layers
+    activations      bits of their inputs, of q, k, v and of the attention map
+    heads            groups of everything that has heads
+    weight_scale     PerTensor: one scale per group of bits; PerChannel: one per output channel inside each group
+    weight_grid      whether 2-bit weights have a zero level
+    weight_gradient  whether weights outside the range of their grid learn
+    scale            how many scales a group owns
+    edge             bits of the patch embedding, of the classifier and of their inputs
+    overrides        (pattern, bits) pairs on tensor names as the placement table prints them; the last match wins
+    keep_float       patterns on layer names that stay float, such as "head" or "blocks.0.mlp"; a whole attention module at
+                     a time, since its two products have no float form inside an integer one
     """
 
     weights: Bits = LearnedBits()
     activations: Bits = LearnedBits()
     heads: Heads = PerHead()
     weight_scale: WeightScale = PerTensor()
+    weight_grid: WeightGrid = MidTread()
+    weight_gradient: WeightGradient = ClippedGradient()
     scale: ScaleBank = SwitchableScale()
     edge: Bits = FixedBits(8)
     overrides: tuple[tuple[str, Bits], ...] = ()
@@ -133,6 +159,8 @@ CHOICES: dict[str, tuple[type, ...]] = {
     "activations": (FixedBits, LearnedBits),
     "heads": (PerTensor, PerHead),
     "weight_scale": (PerTensor, PerChannel),
+    "weight_grid": (MidTread, MidRise),
+    "weight_gradient": (ClippedGradient, PassThroughGradient),
     "scale": (SwitchableScale, SharedScale, SingleScale),
     "edge": (FixedBits, LearnedBits),
 }
