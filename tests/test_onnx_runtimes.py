@@ -28,6 +28,8 @@ from qvit.onnx_export.sessions import Session
 from qvit.onnx_export.translate import translate
 from qvit_runtime import program as p
 from toy_models import FAMILIES, calibrated, images, learned, lively, mix_bits, swin, uniform, vit
+from toy_onnx import random_images
+from toy_programs import swin_program, vit_program
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +56,13 @@ def follows(program: p.Program, x: np.ndarray, runtime: str) -> Agreement:
 def test_families_with_learned_head_wise_bits(family: str, runtime: str) -> None:
     model = mix_bits(learned(family))
     follows(qvit.freeze(model), images(model, 8).numpy(), runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("toy", [vit_program, swin_program])
+def test_mid_rise_weights(toy: Callable[..., p.Program], runtime: str) -> None:
+    program = toy(weight_bits=(2, 3, 7), midrise=0.5)
+    follows(program, random_images(program, 8), runtime)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
