@@ -19,7 +19,7 @@ from qvit.freeze import freeze
 from qvit.latency import milliseconds
 from qvit.lock import _State, lock
 from qvit.sensitivity import Sensitivity
-from qvit.spec import Spec
+from qvit.spec import MidRise, Spec
 from qvit.values import from_values, to_values
 from qvit_runtime.latency import measure_table
 from qvit_runtime.latency_table import LatencyError, LatencyTable
@@ -69,6 +69,16 @@ def by_hand(bits: BitTable) -> float:
 def test_whole_numbers_are_looked_up(seed: int) -> None:
     bits = widths(seed, whole=True)
     assert float(milliseconds(TABLE, SHAPE, bits)) == pytest.approx(by_hand(bits), rel=1e-12)
+
+
+@given(seed=st.integers(0, 10**6))
+def test_two_bits_without_a_zero_take_the_time_of_three(seed: int) -> None:
+    raised = costs(quantize(vit(depth=1), Spec(weight_grid=MidRise()), quiet=True))
+    assert raised.midrise == set(SHAPE.weights)
+    bits = widths(seed, whole=True)
+    wider = {name: value.clamp(min=3) if name in raised.midrise else value for name, value in bits.items()}
+    assert float(milliseconds(TABLE, raised, bits)) == pytest.approx(by_hand(wider), rel=1e-12)
+    assert float(raised.gbitops(bits)) == float(SHAPE.gbitops(bits))
 
 
 @given(seed=st.integers(0, 10**6), where=st.floats(0, 1))

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_models import lively, vit
 
 from qvit.calibrate import calibrate, fit_weight
 from qvit.convert import quantize
@@ -31,6 +30,7 @@ from qvit.spec import (
     SwitchableScale,
 )
 from qvit.ste import scale_grad
+from toy_models import lively, vit
 
 ROWS, COLUMNS = 8, 12
 

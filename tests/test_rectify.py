@@ -153,10 +153,13 @@ def test_folding_leaves_the_weight_codes_alone(per_channel: bool) -> None:
     weight = integer_weight(layer)
     if not per_channel:
         weight = qvit_runtime.program.Weight(weight.codes, weight.bits[:3], weight.scale[:3])
+    weight.midrise[-1] = True
     bias = layer.bias.detach().numpy()
     folded, moved_bias = layer.folded(weight, bias)
     assert folded.codes is weight.codes
     assert folded.bits.shape == folded.scale.shape == ((48, 1) if per_channel else (6, 1))
+    assert folded.midrise.sum() == (1 if per_channel else 2)
+    assert folded.midrise[-1]
     factor, shift = (t.detach().numpy() for t in layer.rectifier.affine())
 
     def dense(w: qvit_runtime.program.Weight) -> np.ndarray:

@@ -26,7 +26,7 @@ from qvit.report.read import read_run
 from qvit.report.rows import side_by_side
 from qvit.report.tensors import Place, place_of
 from qvit.report.theme import DARK, DASHES, LIGHT, SHAPES, Theme
-from qvit.spec import FixedBits, LearnedBits, Spec
+from qvit.spec import FixedBits, LearnedBits, MidRise, Spec
 from toy_report import bits_at, groups, write_run
 
 
@@ -90,7 +90,7 @@ def test_histograms_count_every_weight(tmp_path: Path) -> None:
         assert sum(histogram.codes) * merged == pytest.approx(100)
         if histogram.groups == 1:
             highest = int(np.argmax(histogram.codes))
-            inside = (weight.codes.astype(int) - histogram.qmin) // merged == highest
+            inside = (weight.codes.astype(int) - histogram.lowest) // merged == highest
             assert histogram.codes[highest] * merged == pytest.approx(inside.mean() * 100)
     rows = [h for h in artifact.histograms if h.tensor == "blocks.0.attn.qkv.weight"]
     assert [h.bits for h in rows] == program.weights[rows[0].tensor].bits.ravel().tolist()
@@ -101,9 +101,11 @@ def test_histograms_count_every_weight(tmp_path: Path) -> None:
         assert step == pytest.approx(grid.scale[found.group], rel=1e-5)
 
 
-def test_float_weights_are_shown_where_the_codes_are_theirs(tmp_path: Path) -> None:
-    qvit_runtime.save(vit_program(per_channel=True), tmp_path / "model.qvit")
-    layer = calibrated(vit(), uniform(3)).get_submodule("blocks.0.mlp.fc1")
+@pytest.mark.parametrize(
+    "spec", [uniform(3), Spec(weights=FixedBits(2), weight_grid=MidRise())], ids=["3 bits", "no zero"]
+)
+def test_float_weights_are_shown_where_the_codes_are_theirs(spec: Spec, tmp_path: Path) -> None:
+    layer = calibrated(vit(), spec).get_submodule("blocks.0.mlp.fc1")
     weight = integer_weight(layer)  # type: ignore[arg-type]
     program = vit_program()
     name = "blocks.0.mlp.fc1.weight"
@@ -118,7 +120,8 @@ def test_float_weights_are_shown_where_the_codes_are_theirs(tmp_path: Path) -> N
             bins = found[0].values
             assert bins is not None
             assert sum(bins.shares) * bins.width == pytest.approx(100)
-            steps = own.numpy() / weight.scale
+            steps = own.numpy() / weight.scale / (2 if weight.midrise.any() else 1)
+            assert found[0].lowest == (-1.5 if weight.midrise.any() else -4)
             assert (bins.low, bins.low + len(bins.shares) * bins.width) == pytest.approx((steps.min(), steps.max()))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .attention import QuantAttention, QuantWindowAttention
 from .layers import QuantConv2d, QuantLinear
 from .quantizer import require_quantized
+from .spec import MIN_BITS
 
 BitTable = dict[str, Tensor]
 
@@ -68,6 +69,7 @@ class Costs:
     groups       bit groups of each quantized tensor; its order is that of the flat vector of all bits
     weights      elements of each quantized weight
     activations  elements, per image, of each quantized activation
+    midrise      quantized weights whose 2-bit groups have no zero level (`midrise`), which matters to `latency`
 
     Learning asks for the cost thousands of times, so it is computed on one flat vector b of all bits: a list of pairs
     gives BitOPs = sum c_p b[left_p] b[right_p], and sizes are linear in b.
@@ -77,6 +79,7 @@ class Costs:
     groups: dict[str, int]
     weights: dict[str, int]
     activations: dict[str, int]
+    midrise: frozenset[str] = frozenset()
 
     def product_gbitops(self, product: Product, bits: BitTable) -> Tensor:
         """GBitOPs of one product, a scalar tensor."""
@@ -103,6 +106,11 @@ class Costs:
     def flat(self, bits: BitTable) -> Tensor:
         """The flat vector of all bits that `pairs` counts in."""
         return torch.cat([bits[name] for name in self.groups])
+
+    @cached_property
+    def is_midrise(self) -> Tensor:
+        """Which entries of the flat vector belong to weights of `midrise`, bool (all groups,)."""
+        return torch.cat([torch.full((groups,), name in self.midrise) for name, groups in self.groups.items()])
 
     def _linear(self, shares: Tensor, bits: BitTable) -> Tensor:
         flat = self.flat(bits)
@@ -141,7 +149,9 @@ class Costs:
 
 def costs(model: nn.Module) -> Costs:
     """Read products and sizes off a quantized model. Raises ValueError when the model has no quantizers."""
-    groups = {name: quantizer.bit_groups for name, quantizer in require_quantized(model).items()}
+    quantizers = require_quantized(model)
+    groups = {name: quantizer.bit_groups for name, quantizer in quantizers.items()}
+    midrise = frozenset(name for name, quantizer in quantizers.items() if quantizer.rise(MIN_BITS))
     products, weights, activations = [], {}, {}
     for name, module in model.named_modules():
         if isinstance(module, (QuantLinear, QuantConv2d)):
@@ -157,7 +167,7 @@ def costs(model: nn.Module) -> Costs:
             for part in ("q", "k", "v"):
                 activations[f"{name}.{part}"] = module.windows * module.tokens * width
             activations[f"{name}.attention"] = module.windows * module.tokens**2 * module.num_heads
-    return Costs(tuple(products), groups, weights, activations)
+    return Costs(tuple(products), groups, weights, activations, midrise)
 
 
 def bits_in_force(model: nn.Module) -> BitTable:

@@ -5,7 +5,8 @@
 T_p is the product's 7 x 7 table (`qvit_runtime.latency_table` says how it is measured and what `fixed` is). At whole
 numbers it is looked up, between them it is interpolated linearly in both widths, so the gradient of a width is the
 difference of two neighbouring entries. Heads that meet at different widths take the mean of their entries: a head's share
-of a product is one run of the same loop, so times add up as multiply-accumulates do.
+of a product is one run of the same loop, so times add up as multiply-accumulates do. 2-bit weights without a zero level are -3 .. 3 to
+whoever multiplies them, and take the time of 3 bits.
 
 How a table is made: quantize and calibrate, but do not train; freeze; save; then, on the machine that will run the model,
 
@@ -39,8 +40,13 @@ def milliseconds(table: LatencyTable, shape: Costs, bits: BitTable) -> Tensor:
     rows = table.rows({product.right: product.macs for product in shape.products})
     tables = torch.from_numpy(table.ms[rows]).to(flat)[pairs.product]  # (pairs, 7, 7)
     hats = _hats(flat)
+    hats = torch.where(shape.is_midrise.to(flat.device)[:, None], hats @ _WIDER.to(hats), hats)
     left, right = hats[pairs.left].unsqueeze(1), hats[pairs.right].unsqueeze(2)
     return table.fixed + (pairs.share * (left @ tables @ right).flatten()).sum()
+
+
+_WIDER = torch.eye(MAX_BITS - MIN_BITS + 1)  # moves what stands at 2 bits to 3
+_WIDER[0, 0], _WIDER[0, 1] = 0, 1
 
 
 def _hats(bits: Tensor) -> Tensor:

@@ -101,8 +101,10 @@ class RectifiedLinear(QuantLinear):
         """Integer weight and bias (3 C,) of the layer without its rectifier -> the same with it."""
         factor, shift = (t.detach().cpu().numpy().astype(np.float64) for t in self.rectifier.affine())
         groups = max(len(factor), len(weight.scale))
-        bits, scale = (np.repeat(table, groups // len(table), axis=0) for table in (weight.bits, weight.scale))
+        bits, scale, midrise = (
+            np.repeat(table, groups // len(table), axis=0) for table in (weight.bits, weight.scale, weight.midrise)
+        )
         scaled = scale * np.repeat(factor, groups // len(factor))[:, None]
         rows = len(bias) // len(factor)
         moved = bias * np.repeat(factor, rows) + np.repeat(shift, rows)
-        return Weight(weight.codes, bits, scaled.astype(np.float32)), moved.astype(np.float32)
+        return Weight(weight.codes, bits, scaled.astype(np.float32), midrise), moved.astype(np.float32)

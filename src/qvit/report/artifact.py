@@ -1,6 +1,7 @@
 """read_artifact(): what a .qvit file says about its weights and grids, in numbers small enough for a page.
 
-A weight's codes c stand for the values c * scale; histograms are in steps (`grid_histogram`). Beside that of the codes
+A weight's codes c stand for the values c * scale; histograms are in steps of the grid (`grid_histogram`), which has its
+levels at whole numbers, or half a step above them where it has no zero (mid-rise: c = 2 q + 1). Beside that of the codes
 stands that of the trained float weights, where the run still has them and they are the ones that were rounded: a method may
 freeze weights that it made of them, which is seen by the codes not being theirs.
 
@@ -81,9 +82,11 @@ def _histograms(name: str, weight: Weight, values: Tensor | None) -> Iterator[Hi
         """(row groups, column groups) -> (out, in)"""
         return per_block.repeat(height, 0).repeat(width, 1)
 
-    scale = spread(weight.scale)
-    steps = None if values is None else values.numpy().reshape(weight.codes.shape) / scale
-    if steps is not None and not _are_theirs(weight.codes, steps, spread(weight.bits)):
+    midrise = spread(weight.midrise)
+    step, rise = spread(weight.scale) * np.where(midrise, 2, 1), np.where(midrise, 0.5, 0.0)
+    codes = np.where(midrise, weight.codes >> 1, weight.codes)
+    steps = None if values is None else values.numpy().reshape(codes.shape) / step
+    if steps is not None and not _are_theirs(codes, steps - rise, spread(weight.bits)):
         steps = None
     by_channel = weight.bits.size > MOST_BLOCKS
     blocks = weight.bits if by_channel else np.arange(weight.bits.size).reshape(rows, columns)
@@ -96,9 +99,9 @@ def _histograms(name: str, weight: Weight, values: Tensor | None) -> Iterator[Hi
             group=int(block),
             groups=0 if by_channel else weight.bits.size,
             bits=bits,
-            scale=float(scale[chosen].mean()),
-            qmin=-(2 ** (bits - 1)),
-            codes=_of_codes(weight.codes[chosen], bits),
+            scale=float(step[chosen].mean()),
+            lowest=float(rise[chosen].min()) - 2 ** (bits - 1),
+            codes=_of_codes(codes[chosen], bits),
             values=None if steps is None else _of_values(steps[chosen]),
         )
 

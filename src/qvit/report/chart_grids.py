@@ -71,7 +71,7 @@ def _row(number: int, histogram: Histogram) -> tuple[Value, ...]:
     """A group as FIELDS: `first` is the middle of the first bar, `low` and `width` are those of the bins of the values."""
     merged, values = codes_per_bar(histogram.bits), histogram.values
     return (
-        *(number, histogram.tensor, _label(histogram), histogram.qmin + (merged - 1) / 2, merged),
+        *(number, histogram.tensor, _label(histogram), histogram.lowest + (merged - 1) / 2, merged),
         _short(histogram.codes),
         *((digits(values.low), digits(values.width), _short(values.shares)) if values is not None else (0, 1, ())),
     )

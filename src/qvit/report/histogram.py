@@ -24,7 +24,7 @@ class Histogram:
 
     group, groups  which group of how many; groups is 0 for all channels of one bit-width
     bits           of the codes
-    qmin           the smallest code of the grid
+    lowest         level of the smallest code, in steps: the code, but for weights without a zero level (-1.5 at 2 bits)
     codes          percent per step of each bar, over the whole grid, `grid_histogram.codes_per_bar` codes each
     values         of what was rounded, None where it is not known
     scale          of a weight: one step, the mean where there are several; None for an activation
@@ -35,7 +35,7 @@ class Histogram:
     group: int
     groups: int
     bits: int
-    qmin: int
+    lowest: float
     codes: tuple[float, ...]
     values: Bins | None
     scale: float | None = None
