@@ -2,8 +2,9 @@
 
 One row is one recipe of recipes/cifar10 with `SHARED` settings and its own, trained once per seed. All rows of a model start
 from the same float weights and see the same 450,000 images (10 epochs of 45,000) in the order of their seed, with the same
-optimizer, learning rate, augmentation and labels, and no teacher. What differs is which bits a row has, and nothing else;
-`float` is the same start trained on with the same images.
+optimizer, learning rate, augmentation and labels, no teacher, the same kind of scales, grids and gradients. What differs is
+which bits a row has, and nothing else; `float` is the same start trained on with the same images. What the shared kind
+of scales, grids and gradients is worth is said by rows that take one of them back.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from qvit.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "cifar10"
 
-SHARED = ("fit.precision=bf16", 'quantize.weight_scale={kind="PerChannel"}')
+SHARED = (
+    "fit.precision=bf16",
+    'quantize.weight_scale={kind="PerChannel"}',
+    'quantize.weight_grid={kind="MidRise"}',
+    'quantize.weight_gradient={kind="PassThroughGradient"}',
+)
 """Of every row. bfloat16 products are what makes a row half an hour on one core; quantizers compute in float32 all the same."""
 
-THROUGH = ('quantize.weight_gradient={kind="PassThroughGradient"}',)
-MIDRISE = ('quantize.weight_grid={kind="MidRise"}',)
-ALLOCATION = 'fit.allocation={kind="Lagrangian",weight_factor=0.1}'
-
-LEARNED = (*THROUGH, *MIDRISE, "fit.lock_at=0.05", ALLOCATION)
+LEARNED = ("fit.lock_at=0.05", 'fit.allocation={kind="Lagrangian",weight_factor=0.1}')
 """Of every row that learns bits. Chosen on seed 0 with pilots of one epoch and one run of ten (experiments/LOG.md)."""
+
+PER_TENSOR, MID_TREAD = 'quantize.weight_scale={kind="PerTensor"}', 'quantize.weight_grid={kind="MidTread"}'
+CLIPPED = 'quantize.weight_gradient={kind="ClippedGradient"}'
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ ROWS = (
     Row("uniform_w3a3", DEIT, "3 bits", UNIFORM, "uniform_w3a3", seeds=5),
     Row("headwise_3bit", DEIT, "3 bits", HEADS, "headwise_3bit", LEARNED, seeds=5),
     Row("float", DEIT, "float", "float, fine-tuned", "float", seeds=5),
+    Row("w2a4", DEIT, "3 bits", "W2A4, cheaper", "uniform_w4a4", ('quantize.weights={kind="FixedBits",bits=2}',)),
     Row("uniform_w2a3", DEIT, "W2A3", "uniform W2A3", "uniform_w2a3"),
     Row("uniform_w3a2", DEIT, "W2A3", "uniform W3A2", "uniform_w3a2"),
     Row("headwise_w2a3", DEIT, "W2A3", HEADS, "headwise_w2a3", LEARNED),
@@ -75,6 +81,7 @@ ROWS = (
     Row("swin_headwise_3bit", SWIN, "3 bits", HEADS, "swin_headwise_3bit", LEARNED),
     Row("uniform_w4a4", DEIT, "4 bits", UNIFORM, "uniform_w4a4"),
     Row("headwise_4bit", DEIT, "4 bits", HEADS, "headwise_4bit", LEARNED),
+    Row("plain", DEIT, "3 bits", "LSQ as published", "uniform_w3a3", (PER_TENSOR, MID_TREAD, CLIPPED), seeds=1),
     Row("layerwise_3bit", DEIT, "3 bits", LAYERS, "layerwise_3bit", LEARNED),
     Row("layerwise_w2a3", DEIT, "W2A3", LAYERS, "layerwise_w2a3", LEARNED),
     Row("layerwise_4bit", DEIT, "4 bits", LAYERS, "layerwise_4bit", LEARNED),
@@ -86,16 +93,46 @@ ROWS = (
         ),
     ),
     Row(
-        *("single_scale", DEIT, "3 bits", _WITHOUT + "the switchable scale", "headwise_3bit"),
-        (*LEARNED, 'quantize.scale={kind="SingleScale"}'),
+        *("weights_count", DEIT, "3 bits", _WITHOUT + "the weight factor", "headwise_3bit"),
+        ("fit.lock_at=0.05",),
         seeds=1,
-        ablation="one scale for all bit-widths of a group",
+        ablation="errors of weights count like those of activations when bits are given away",
+    ),
+    Row(
+        *("late_lock", DEIT, "3 bits", _WITHOUT + "the early lock", "headwise_3bit"),
+        (*LEARNED, "fit.lock_at=0.6"),
+        seeds=1,
+        ablation="bits move for 60 % of the steps instead of 5",
+    ),
+    Row(
+        *("mid_tread", DEIT, "3 bits", _WITHOUT + "the grid without zero", "headwise_3bit"),
+        (*LEARNED, MID_TREAD),
+        seeds=1,
+        ablation="2-bit weights have a zero level",
+    ),
+    Row(
+        *("clipped", DEIT, "3 bits", _WITHOUT + "the gradient of clipped weights", "headwise_3bit"),
+        (*LEARNED, CLIPPED),
+        seeds=1,
+        ablation="clipped weights get no gradient, as published",
+    ),
+    Row(
+        *("single_scale", DEIT, "3 bits", _WITHOUT + "the switchable scale", "headwise_3bit"),
+        (*LEARNED, MID_TREAD, 'quantize.scale={kind="SingleScale"}'),
+        seeds=1,
+        ablation="one scale for all bit-widths of a group, and so a zero level everywhere",
+    ),
+    Row(
+        *("late_lock_single_scale", DEIT, "3 bits", _WITHOUT + "the switchable scale, locked late", "headwise_3bit"),
+        (*LEARNED, "fit.lock_at=0.6", MID_TREAD, 'quantize.scale={kind="SingleScale"}'),
+        seeds=1,
+        ablation="the same while bits move for 60 % of the steps",
     ),
     Row(
         *("shared_bank", DEIT, "3 bits", _WITHOUT + "a bank per head", "headwise_3bit"),
         (*LEARNED, 'quantize.scale={kind="SharedScale"}'),
         seeds=1,
-        ablation="the heads share one bank, as in the authors' code",
+        ablation="the groups of a tensor share one bank, as in the authors' code",
     ),
     Row(
         *("published", DEIT, "3 bits", _WITHOUT + "the multiplier", "headwise_3bit"),
@@ -110,18 +147,25 @@ ROWS = (
         ablation="the same with the weights' learning rate for the bits",
     ),
     Row(
+        *("published_single_scale", DEIT, "3 bits", _WITHOUT + "multiplier and switchable scale", "headwise_3bit"),
+        ('fit.allocation={kind="Published"}', MID_TREAD, 'quantize.scale={kind="SingleScale"}'),
+        seeds=1,
+        ablation="bits in AdamW with one scale for all bit-widths of a group",
+    ),
+    Row(
         *("no_refill", DEIT, "3 bits", _WITHOUT + "the refill", "headwise_3bit"),
         (*LEARNED, "fit.refill=false"),
         seeds=1,
         ablation="the lock only lowers bits",
     ),
-    Row(
-        *("late_lock", DEIT, "3 bits", _WITHOUT + "the early lock", "headwise_3bit"),
-        ("fit.lock_at=0.6",),
-        seeds=1,
-        ablation="bits move for 60 % of the steps",
-    ),
 )
 
-TRAJECTORIES = ("headwise_3bit_s0", "single_scale_s0", "published_s0", "late_lock_s0")
+TRAJECTORIES = (
+    "headwise_3bit_s0",
+    "single_scale_s0",
+    "late_lock_s0",
+    "late_lock_single_scale_s0",
+    "published_s0",
+    "published_single_scale_s0",
+)
 """Runs that keep their logs: how bits and scales moved (`evidence_convergence`)."""

@@ -101,7 +101,7 @@ def test_the_section_has_a_line_and_a_row_of_panels_per_run(tmp_path: Path) -> N
     measured(kept / "single_scale_s0")
     text = "\n".join(section(kept, docs))
     assert "| learned, head-wise | 400 | 100.0, 0.0, 0.0, 100.0 | 50 % | -1.00 | 0.00; 0.00 |" in text
-    assert "| one scale for all bit-widths of a group | 400 |" in text
+    assert "| one scale for all bit-widths of a group, and so a zero level everywhere | 400 |" in text
     assert text.count("| oscillates |") == 2
     drawn = (docs / FIGURE).read_text()
     assert "one scale for all bit-widths" in drawn
