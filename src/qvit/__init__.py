@@ -60,8 +60,12 @@ from .range_observers import Percentile as Percentile
 from .recipe import RecipeError as RecipeError
 from .recipe import load_recipe as load_recipe
 from .runs import CheckpointError as CheckpointError
+from .spec import ClippedGradient as ClippedGradient
 from .spec import FixedBits as FixedBits
 from .spec import LearnedBits as LearnedBits
+from .spec import MidRise as MidRise
+from .spec import MidTread as MidTread
+from .spec import PassThroughGradient as PassThroughGradient
 from .spec import PerChannel as PerChannel
 from .spec import PerHead as PerHead
 from .spec import PerTensor as PerTensor

@@ -120,25 +120,25 @@ class Spec:
     activations      bits of their inputs, of q, k, v and of the attention map
     heads            groups of everything that has heads
     weight_scale     PerTensor: one scale per group of bits; PerChannel: one per output channel inside each group
-    weight_grid      whether 2-bit weights have a zero level
-    weight_gradient  whether weights outside the range of their grid learn
     scale            how many scales a group owns
     edge             bits of the patch embedding, of the classifier and of their inputs
     overrides        (pattern, bits) pairs on tensor names as the placement table prints them; the last match wins
     keep_float       patterns on layer names that stay float, such as "head" or "blocks.0.mlp"; a whole attention module at
                      a time, since its two products have no float form inside an integer one
+    weight_grid      whether 2-bit weights have a zero level
+    weight_gradient  whether weights outside the range of their grid learn
     """
 
     weights: Bits = LearnedBits()
     activations: Bits = LearnedBits()
     heads: Heads = PerHead()
     weight_scale: WeightScale = PerTensor()
-    weight_grid: WeightGrid = MidTread()
-    weight_gradient: WeightGradient = ClippedGradient()
     scale: ScaleBank = SwitchableScale()
     edge: Bits = FixedBits(8)
     overrides: tuple[tuple[str, Bits], ...] = ()
     keep_float: tuple[str, ...] = ()
+    weight_grid: WeightGrid = MidTread()
+    weight_gradient: WeightGradient = ClippedGradient()
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -159,8 +159,8 @@ CHOICES: dict[str, tuple[type, ...]] = {
     "activations": (FixedBits, LearnedBits),
     "heads": (PerTensor, PerHead),
     "weight_scale": (PerTensor, PerChannel),
-    "weight_grid": (MidTread, MidRise),
-    "weight_gradient": (ClippedGradient, PassThroughGradient),
     "scale": (SwitchableScale, SharedScale, SingleScale),
     "edge": (FixedBits, LearnedBits),
+    "weight_grid": (MidTread, MidRise),
+    "weight_gradient": (ClippedGradient, PassThroughGradient),
 }
