@@ -2,9 +2,11 @@
 
 One row is one recipe of recipes/cifar10 with `SHARED` settings and its own, trained once per seed. All rows of a model start
 from the same float weights and see the same 450,000 images (10 epochs of 45,000) in the order of their seed, with the same
-optimizer, learning rate, augmentation and labels, no teacher, the same kind of scales, grids and gradients. What differs is
-which bits a row has, and nothing else; `float` is the same start trained on with the same images. What the shared kind
-of scales, grids and gradients is worth is said by rows that take one of them back.
+optimizer, learning rate, augmentation and labels, and no teacher. Uniform rows are LSQ; `float` is the same start trained on.
+
+Rows with learned bits put most weights at two bits and have what lets two bits work (`TWO_BITS`): scales per channel, a grid
+without zero, a gradient for clipped weights. So that it can be seen what of their gain is due to that and what to the bits,
+there are uniform rows with the same ("same grids"), and rows with learned bits that take one of them back.
 """
 
 from __future__ import annotations
@@ -16,18 +18,21 @@ from qvit.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "cifar10"
 
-SHARED = (
-    "fit.precision=bf16",
+SHARED = ("fit.precision=bf16",)
+"""Of every row. bfloat16 products are what makes a row half an hour on one core; quantizers compute in float32 all the same."""
+
+TWO_BITS = (
     'quantize.weight_scale={kind="PerChannel"}',
     'quantize.weight_grid={kind="MidRise"}',
     'quantize.weight_gradient={kind="PassThroughGradient"}',
 )
-"""Of every row. bfloat16 products are what makes a row half an hour on one core; quantizers compute in float32 all the same."""
+"""What lets weights work with two bits (docs/training.md)."""
 
-LEARNED = ("fit.lock_at=0.05", 'fit.allocation={kind="Lagrangian",weight_factor=0.1}')
+LEARNED = (*TWO_BITS, "fit.lock_at=0.05", 'fit.allocation={kind="Lagrangian",weight_factor=0.1}')
 """Of every row that learns bits. Chosen on seed 0 with pilots of one epoch and one run of ten (experiments/LOG.md)."""
 
-PER_TENSOR, MID_TREAD = 'quantize.weight_scale={kind="PerTensor"}', 'quantize.weight_grid={kind="MidTread"}'
+MID_TREAD = 'quantize.weight_grid={kind="MidTread"}'
+PER_TENSOR = 'quantize.weight_scale={kind="PerTensor"}'
 CLIPPED = 'quantize.weight_gradient={kind="ClippedGradient"}'
 
 
@@ -73,15 +78,19 @@ ROWS = (
     Row("uniform_w3a3", DEIT, "3 bits", UNIFORM, "uniform_w3a3", seeds=5),
     Row("headwise_3bit", DEIT, "3 bits", HEADS, "headwise_3bit", LEARNED, seeds=5),
     Row("float", DEIT, "float", "float, fine-tuned", "float", seeds=5),
-    Row("w2a4", DEIT, "3 bits", "W2A4, cheaper", "uniform_w4a4", ('quantize.weights={kind="FixedBits",bits=2}',)),
+    Row("same_grids_w3a3", DEIT, "3 bits", "uniform W3A3, same grids", "uniform_w3a3", TWO_BITS),
+    Row(
+        *("same_grids_w2a4", DEIT, "3 bits", "W2A4, same grids, cheaper", "uniform_w4a4"),
+        (*TWO_BITS, 'quantize.weights={kind="FixedBits",bits=2}'),
+    ),
     Row("uniform_w2a3", DEIT, "W2A3", "uniform W2A3", "uniform_w2a3"),
+    Row("same_grids_w2a3", DEIT, "W2A3", "uniform W2A3, same grids", "uniform_w2a3", TWO_BITS),
     Row("uniform_w3a2", DEIT, "W2A3", "uniform W3A2", "uniform_w3a2"),
     Row("headwise_w2a3", DEIT, "W2A3", HEADS, "headwise_w2a3", LEARNED),
     Row("swin_uniform_w3a3", SWIN, "3 bits", UNIFORM, "swin_uniform_w3a3"),
     Row("swin_headwise_3bit", SWIN, "3 bits", HEADS, "swin_headwise_3bit", LEARNED),
     Row("uniform_w4a4", DEIT, "4 bits", UNIFORM, "uniform_w4a4"),
     Row("headwise_4bit", DEIT, "4 bits", HEADS, "headwise_4bit", LEARNED),
-    Row("plain", DEIT, "3 bits", "LSQ as published", "uniform_w3a3", (PER_TENSOR, MID_TREAD, CLIPPED), seeds=1),
     Row("layerwise_3bit", DEIT, "3 bits", LAYERS, "layerwise_3bit", LEARNED),
     Row("layerwise_w2a3", DEIT, "W2A3", LAYERS, "layerwise_w2a3", LEARNED),
     Row("layerwise_4bit", DEIT, "4 bits", LAYERS, "layerwise_4bit", LEARNED),
@@ -94,7 +103,7 @@ ROWS = (
     ),
     Row(
         *("weights_count", DEIT, "3 bits", _WITHOUT + "the weight factor", "headwise_3bit"),
-        ("fit.lock_at=0.05",),
+        (*TWO_BITS, "fit.lock_at=0.05"),
         seeds=1,
         ablation="errors of weights count like those of activations when bits are given away",
     ),
@@ -109,6 +118,12 @@ ROWS = (
         (*LEARNED, MID_TREAD),
         seeds=1,
         ablation="2-bit weights have a zero level",
+    ),
+    Row(
+        *("per_tensor", DEIT, "3 bits", _WITHOUT + "scales per channel", "headwise_3bit"),
+        (*LEARNED, PER_TENSOR),
+        seeds=1,
+        ablation="one scale per group of bits of a weight",
     ),
     Row(
         *("clipped", DEIT, "3 bits", _WITHOUT + "the gradient of clipped weights", "headwise_3bit"),
@@ -136,19 +151,19 @@ ROWS = (
     ),
     Row(
         *("published", DEIT, "3 bits", _WITHOUT + "the multiplier", "headwise_3bit"),
-        ('fit.allocation={kind="Published"}',),
+        (*TWO_BITS, 'fit.allocation={kind="Published"}'),
         seeds=1,
         ablation="bits in AdamW with the published penalty, locked at 60 %",
     ),
     Row(
         *("published_rate", DEIT, "3 bits", _WITHOUT + "a rate of their own", "headwise_3bit"),
-        ('fit.allocation={kind="Published", learning_rate=5e-4}',),
+        (*TWO_BITS, 'fit.allocation={kind="Published", learning_rate=5e-4}'),
         seeds=1,
         ablation="the same with the weights' learning rate for the bits",
     ),
     Row(
         *("published_single_scale", DEIT, "3 bits", _WITHOUT + "multiplier and switchable scale", "headwise_3bit"),
-        ('fit.allocation={kind="Published"}', MID_TREAD, 'quantize.scale={kind="SingleScale"}'),
+        (*TWO_BITS, 'fit.allocation={kind="Published"}', MID_TREAD, 'quantize.scale={kind="SingleScale"}'),
         seeds=1,
         ablation="bits in AdamW with one scale for all bit-widths of a group",
     ),
