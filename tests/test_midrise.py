@@ -38,22 +38,20 @@ ROWS, COLUMNS = 8, 12
 def make(
     bits: Bits = LearnedBits(2, 8),  # noqa: B008 (a frozen value)
     *,
-    kind: type[Quantizer] = MidRiseQuantizer,
+    raised: bool = True,
     bank: ScaleBank = SwitchableScale(),  # noqa: B008
     groups: int = 2,
     axis: int = 0,
     pass_through: bool = False,
 ) -> Quantizer:
-    return kind(
-        bits,
-        bit_groups=groups,
-        scale_groups=groups,
-        axis=axis,
-        signed=True,
-        offset=False,
-        bank=bank,
-        batched=False,
-        pass_through=pass_through,
+    """With a grid without zero, or the usual one."""
+    if raised:
+        return MidRiseQuantizer(
+            bits, bit_groups=groups, scale_groups=groups, axis=axis, bank=bank, pass_through=pass_through
+        )
+    usual = {"signed": True, "offset": False, "batched": False}
+    return Quantizer(
+        bits, bit_groups=groups, scale_groups=groups, axis=axis, bank=bank, pass_through=pass_through, **usual
     )
 
 
@@ -142,20 +140,20 @@ def test_the_scale_that_is_fitted_is_the_best(bits: int) -> None:
 def test_less_error_than_with_a_zero() -> None:
     w = torch.randn(192, 192, generator=torch.Generator().manual_seed(0))
     errors = []
-    for kind in (Quantizer, MidRiseQuantizer):
-        quantizer = make(FixedBits(2), kind=kind, groups=1)
+    for raised in (False, True):
+        quantizer = make(FixedBits(2), raised=raised, groups=1)
         fit_weight("w", quantizer, w)
         errors.append(float((quantizer(w).detach() - w).square().mean() / w.var()))
     np.testing.assert_allclose(errors, [0.149, 0.119], atol=0.004)  # of a Gaussian
 
 
 def test_other_widths_are_those_of_the_usual_grid() -> None:
-    raised, usual = make(), make(kind=Quantizer)
-    for quantizer in (raised, usual):
+    risen, usual = make(), make(raised=False)
+    for quantizer in (risen, usual):
         fit_weight("w", quantizer, weight())
-    assert torch.equal(raised.log_scale[:, 1:], usual.log_scale[:, 1:])
-    assert not torch.isclose(raised.log_scale[:, 0], usual.log_scale[:, 0], rtol=1e-3).any()
-    assert raised.state_dict().keys() == usual.state_dict().keys()
+    assert torch.equal(risen.log_scale[:, 1:], usual.log_scale[:, 1:])
+    assert not torch.isclose(risen.log_scale[:, 0], usual.log_scale[:, 0], rtol=1e-3).any()
+    assert risen.state_dict().keys() == usual.state_dict().keys()
 
 
 def test_one_scale_for_all_widths_is_refused() -> None:
@@ -165,29 +163,15 @@ def test_one_scale_for_all_widths_is_refused() -> None:
     make(bank=SharedScale())
 
 
-def test_activations_are_refused() -> None:
-    with pytest.raises(ValueError, match="a grid without zero is for weights: signed, without an offset, not batched"):
-        MidRiseQuantizer(
-            *(FixedBits(2),),
-            bit_groups=1,
-            scale_groups=1,
-            axis=1,
-            signed=True,
-            offset=False,
-            bank=SwitchableScale(),
-            batched=True,
-        )
-
-
-@pytest.mark.parametrize("kind", [Quantizer, MidRiseQuantizer])
-def test_a_clipped_weight_learns_only_when_gradients_pass_through(kind: type[Quantizer]) -> None:
+@pytest.mark.parametrize("raised", [False, True])
+def test_a_clipped_weight_learns_only_when_gradients_pass_through(raised: bool) -> None:
     w = weight()
     w[0, 0], w[7, 11] = 9.0, -9.0
     for passes in (False, True):
-        quantizer, leaf = make(FixedBits(3), kind=kind, pass_through=passes), w.clone().requires_grad_()
+        quantizer, leaf = make(FixedBits(3), raised=raised, pass_through=passes), w.clone().requires_grad_()
         quantizer.set_bank(torch.full((2, 1), 0.5), None)
         values = quantizer(leaf)
-        assert torch.equal(values, make_like(quantizer, kind)(w))
+        assert torch.equal(values, make_like(quantizer, raised)(w))
         values.sum().backward()
         assert leaf.grad is not None
         assert leaf.grad[0, 0] == leaf.grad[7, 11] == float(passes)
@@ -197,9 +181,9 @@ def test_a_clipped_weight_learns_only_when_gradients_pass_through(kind: type[Qua
         assert quantizer.log_scale.grad.abs().min() > 0
 
 
-def make_like(quantizer: Quantizer, kind: type[Quantizer]) -> Quantizer:
+def make_like(quantizer: Quantizer, raised: bool) -> Quantizer:
     """The same grid without the gradient's way through."""
-    other = make(FixedBits(3), kind=kind)
+    other = make(FixedBits(3), raised=raised)
     other.load_state_dict(quantizer.state_dict())
     return other
 

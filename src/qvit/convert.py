@@ -153,17 +153,22 @@ class _Builder:
     def _weight_quantizer(self, bits: Bits, groups: int, axis: int, rows: int) -> Quantizer:
         spec = self.spec
         per_channel = axis == 0 and isinstance(spec.weight_scale, PerChannel)
-        kind = MidRiseQuantizer if isinstance(spec.weight_grid, MidRise) else Quantizer
-        return kind(
+        scale_groups = rows if per_channel else groups
+        passes = isinstance(spec.weight_gradient, PassThroughGradient)
+        if isinstance(spec.weight_grid, MidRise):
+            return MidRiseQuantizer(
+                bits, bit_groups=groups, scale_groups=scale_groups, axis=axis, bank=spec.scale, pass_through=passes
+            )
+        return Quantizer(
             bits,
             bit_groups=groups,
-            scale_groups=rows if per_channel else groups,
+            scale_groups=scale_groups,
             axis=axis,
             signed=True,
             offset=False,
             bank=spec.scale,
             batched=False,
-            pass_through=isinstance(spec.weight_gradient, PassThroughGradient),
+            pass_through=passes,
         )
 
     def linear(self, parent: nn.Module, name: str, weights: Bits, inputs: Bits, *, after_gelu: bool = False) -> None:

@@ -32,9 +32,9 @@ RAISED = 2  # bits: the only width whose grid has no zero
 
 
 class MidRiseQuantizer(Quantizer):
-    """Quantizer of a weight whose 2-bit groups have a grid without zero; other widths are Quantizer's.
+    """Quantizer of a weight whose 2-bit groups have a grid without zero; other widths are Quantizer's, as are the arguments.
 
-    Raises ValueError for activations, unsigned codes, and one scale for all widths of a group: 2 bits need their own.
+    Raises ValueError for one scale for all widths of a group: 2 bits need their own.
     """
 
     def __init__(
@@ -44,10 +44,7 @@ class MidRiseQuantizer(Quantizer):
         bit_groups: int,
         scale_groups: int,
         axis: int,
-        signed: bool,
-        offset: bool,
         bank: ScaleBank,
-        batched: bool,
         pass_through: bool = False,
     ) -> None:
         super().__init__(
@@ -55,14 +52,12 @@ class MidRiseQuantizer(Quantizer):
             bit_groups=bit_groups,
             scale_groups=scale_groups,
             axis=axis,
-            signed=signed,
-            offset=offset,
+            signed=True,
+            offset=False,
             bank=bank,
-            batched=batched,
+            batched=False,
             pass_through=pass_through,
         )
-        if offset or batched or not signed:
-            raise ValueError("a grid without zero is for weights: signed, without an offset, not batched")
         if len(self.candidates) > self.log_scale.shape[1]:
             raise ValueError(
                 "a grid without zero at 2 bits needs a scale of its own there: use SwitchableScale() or SharedScale(), not "
