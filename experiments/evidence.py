@@ -5,7 +5,7 @@
     python experiments/evidence.py --latency        # time the kept programs in the native engine, on a quiet machine
     python experiments/evidence.py --tables         # docs/evidence.md, its figures, README.md from the result files alone
 
-A row takes about 40 minutes of one core; it is resumed where it was killed, and a finished one is not trained again. What is
+A row takes about half an hour of one core; it is resumed where it was killed, and a finished one is not trained again. What is
 kept of a row, in experiments/results/evidence/NAME_sSEED:
 
     result.json      as `qvit run` wrote it, and `correct`: the outcome of every validation image, one bit each, as hexadecimal
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timm.layers import set_fused_attn
 
 from evidence_latency import measure
 from evidence_readme import write_readme
@@ -98,6 +99,9 @@ def main() -> None:
     parser.add_argument("--latency", action="store_true", help="train nothing, measure latency.json, then as --tables")
     parser.add_argument("--tables", action="store_true", help="train nothing, write docs/evidence.md and README.md")
     arguments = parser.parse_args()
+    set_fused_attn(
+        False
+    )  # of float rows: on a CPU, torch's fused attention in bfloat16 takes twice the time of its parts
     os.chdir(ROOT)  # settings of rows name files from here
     if arguments.latency:
         (KEPT / LATENCY).write_text(json.dumps(measure(KEPT), indent=1) + "\n")
