@@ -71,5 +71,5 @@ def compared(first: Found | None, second: Found | None) -> Difference | None:
 
 def gap_closed(gain: Difference | None, gap: Difference | None) -> float | None:
     """Percent of the gap to float that a gain closes; None where no gap is shown, for then it is a share of nothing."""
-    known = gain is not None and gap is not None and gap.is_shown and gap.mean > 0
+    known = gain is not None and gap is not None and gap.excludes_zero and gap.mean > 0
     return 100 * gain.mean / gap.mean if known else None

@@ -33,9 +33,14 @@ class Difference:
     over_images: float
 
     @property
-    def is_shown(self) -> bool:
-        """Neither interval includes zero."""
+    def excludes_zero(self) -> bool:
+        """No interval that there is includes zero."""
         return abs(self.mean) > max(self.over_images, self.over_seeds or 0.0)
+
+    @property
+    def is_shown(self) -> bool:
+        """Neither interval includes zero; one seed shows nothing, for another might say something else."""
+        return self.over_seeds is not None and self.excludes_zero
 
     @property
     def is_below(self) -> bool:

@@ -35,12 +35,15 @@ def test_an_interval_by_hand() -> None:
     assert str(found) == f"+37.50 ± {found.over_seeds:.2f} (seeds) ± {found.over_images:.2f} (images)"
 
 
-def test_one_seed_has_no_interval_over_seeds() -> None:
-    better = difference(np.ones((1, 100), bool), np.arange(100)[None] < 50)
-    assert better.over_seeds is None
+def test_one_seed_shows_nothing_and_two_may() -> None:
+    right, half = np.ones((1, 100), bool), np.arange(100)[None] < 50
+    one = difference(right, half)
+    assert one.over_seeds is None
+    assert one.excludes_zero
+    assert not one.is_shown
+    better, worse = difference(right.repeat(2, 0), half.repeat(2, 0)), difference(half.repeat(2, 0), right.repeat(2, 0))
     assert better.is_shown
     assert not better.is_below
-    worse = difference(np.arange(100)[None] < 50, np.ones((1, 100), bool))
     assert worse.is_below
 
 
@@ -91,6 +94,7 @@ def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
     write_result(tmp_path, "no_refill_s0", first(65), 0.45)
     text = page(tmp_path)
     assert "Head-wise learned bits minus uniform bits: -10.00 ±" in text
+    assert "(images), not shown." in text  # by one seed
     assert "| the lock only lowers bits | 1 | 65.00 | -5.00 ±" in text
 
 
@@ -186,7 +190,7 @@ def test_the_block_of_the_readme(tmp_path: Path) -> None:
     write_readme(tmp_path, readme)
     text = readme.read_text()
     assert (
-        "| 3 bits, micro DeiT | 1, 1, 2 | 80.00 | 70.00 | 76.00 | +5.00 ± 1.35 (images), shown | 50 % | 300 | 0.50 (3.80) |"
+        "| 3 bits, micro DeiT | 1, 1, 2 | 80.00 | 70.00 | 76.00 | +5.00 ± 1.35 (images), not shown | 50 % | 300 | 0.50 (3.80) |"
         in text
     )
     assert text.startswith(f"before\n{BEGIN}\n\n`python")

@@ -333,7 +333,9 @@ def test_bf16_is_in_the_products_alone_and_leaves_the_model_as_it_was() -> None:
     for handle in handles:
         handle.remove()
     assert seen["blocks.0.mlp.fc1"] is torch.bfloat16
-    assert {dtype for name, dtype in seen.items() if name.startswith("Q ")} == {torch.bfloat16}  # of operands of products
+    assert {dtype for name, dtype in seen.items() if name.startswith("Q ")} == {
+        torch.bfloat16
+    }  # of operands of products
     assert "forward" not in vars(model)
     with torch.no_grad():
         model(torch.zeros(1, 3, 16, 16))
