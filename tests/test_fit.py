@@ -333,9 +333,8 @@ def test_bf16_is_in_the_products_alone_and_leaves_the_model_as_it_was() -> None:
     for handle in handles:
         handle.remove()
     assert seen["blocks.0.mlp.fc1"] is torch.bfloat16
-    assert {dtype for name, dtype in seen.items() if name.startswith("Q ")} == {
-        torch.bfloat16
-    }  # of operands of products
+    quantizers = {dtype for name, dtype in seen.items() if name.startswith("Q ")}
+    assert quantizers == {torch.bfloat16}  # the operands of products, rounded from float32
     assert "forward" not in vars(model)
     with torch.no_grad():
         model(torch.zeros(1, 3, 16, 16))
