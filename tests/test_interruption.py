@@ -95,8 +95,12 @@ def test_fit_stops_with_a_checkpoint_and_goes_on_exactly(tmp_path: Path) -> None
 
 
 def test_without_a_run_directory_there_is_nothing_to_save_and_signals_do_what_they_did() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        toy_run(CONFIG, evaluation=None, on_log=at_line(1, signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            toy_run(CONFIG, evaluation=None, on_log=at_line(1, signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
