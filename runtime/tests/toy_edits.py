@@ -36,7 +36,8 @@ def edit_grid(program: p.Program, name: str, **changes: Any) -> p.Program:
 
 
 def edit_weight(program: p.Program, name: str, **changes: Any) -> p.Program:
-    return replace(program, weights=program.weights | {name: replace(program.weights[name], **changes)})
+    usual = {"midrise": None} if "bits" in changes else {}  # other blocks, on the usual grid
+    return replace(program, weights=program.weights | {name: replace(program.weights[name], **(usual | changes))})
 
 
 def every_other_block(weight: p.Weight, first: int = 0) -> p.Weight:
