@@ -39,14 +39,9 @@ def milliseconds(table: LatencyTable, shape: Costs, bits: BitTable) -> Tensor:
     pairs = shape.pairs.to(flat.device)
     rows = table.rows({product.right: product.macs for product in shape.products})
     tables = torch.from_numpy(table.ms[rows]).to(flat)[pairs.product]  # (pairs, 7, 7)
-    hats = _hats(flat)
-    hats = torch.where(shape.is_midrise.to(flat.device)[:, None], hats @ _WIDER.to(hats), hats)
+    hats = _hats(torch.where(shape.is_midrise.to(flat.device), flat.clamp(min=MIN_BITS + 1), flat))
     left, right = hats[pairs.left].unsqueeze(1), hats[pairs.right].unsqueeze(2)
     return table.fixed + (pairs.share * (left @ tables @ right).flatten()).sum()
-
-
-_WIDER = torch.eye(MAX_BITS - MIN_BITS + 1)  # moves what stands at 2 bits to 3
-_WIDER[0, 0], _WIDER[0, 1] = 0, 1
 
 
 def _hats(bits: Tensor) -> Tensor:
