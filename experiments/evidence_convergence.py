@@ -104,6 +104,17 @@ def read_trajectory(folder: Path) -> Trajectory:
     )
 
 
+def keep_scales(run: Path, folder: Path) -> None:
+    """Write the scales.jsonl of a run into `folder`, with the mean of each group's channels: all that is read of it, and short."""
+    groups = {name: len(widths) for name, widths in _lines(run / "bits.jsonl")[0]["bits"].items()}
+    with (folder / "scales.jsonl").open("w") as file:
+        for line in _lines(run / "scales.jsonl"):
+            means = {
+                name: _per_group(each, groups[name]).round(4).tolist() for name, each in line["log2_scale"].items()
+            }
+            file.write(json.dumps({"step": line["step"], "log2_scale": means}) + "\n")
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

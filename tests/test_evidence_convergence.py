@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from evidence_convergence import Convergence, convergence, read_trajectory
+from evidence_convergence import Convergence, convergence, keep_scales, read_trajectory
 from evidence_trajectories import FIGURE, middle_block, section
 from toy_evidence import write_lines, write_logs
 
@@ -83,6 +84,14 @@ def test_groups_with_a_scale_per_channel(tmp_path: Path) -> None:
     line = {"step": 100, "log2_scale": {"blocks.0.mlp.fc1.weight": [1.0, 2.0], "blocks.1.mlp.fc1.weight": [3.0, 5.0]}}
     write_lines(tmp_path / "scales.jsonl", [line])
     np.testing.assert_allclose(read_trajectory(tmp_path).log2_scale, [[1.5, 4.0]])
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    keep_scales(tmp_path, kept)
+    for log in ("bits.jsonl", "metrics.jsonl"):
+        (kept / log).write_text((tmp_path / log).read_text())
+    np.testing.assert_allclose(read_trajectory(kept).log2_scale, [[1.5, 4.0]])
+    kept_line = json.loads((kept / "scales.jsonl").read_text())
+    assert kept_line["log2_scale"] == {"blocks.0.mlp.fc1.weight": [1.5], "blocks.1.mlp.fc1.weight": [4.0]}
 
 
 def test_a_run_without_a_lock_is_refused(tmp_path: Path) -> None:
