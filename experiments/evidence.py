@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from timm.layers import set_fused_attn
 
+from evidence_convergence import keep_scales
 from evidence_latency import measure
 from evidence_readme import write_readme
 from evidence_report import LATENCY, write_document
@@ -41,7 +42,7 @@ from qvit.recipe import FLOAT
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, KEPT = ROOT / "runs" / "evidence", ROOT / "experiments" / "results" / "evidence"
-LOGS = ("bits.jsonl", "scales.jsonl", "metrics.jsonl")
+LOGS = ("bits.jsonl", "metrics.jsonl")
 
 
 def train(row: Row, name: str, seed: int) -> None:
@@ -71,6 +72,8 @@ def keep(name: str, result: dict[str, Any], correct: np.ndarray) -> None:
     files = [result["artifact"]] if result["artifact"] else []
     for file in [*files, *(LOGS if name in TRAJECTORIES else ())]:
         shutil.copyfile(RUNS / name / file, folder / file)
+    if name in TRAJECTORIES:
+        keep_scales(RUNS / name, folder)
     record = {**result, "correct": np.packbits(correct).tobytes().hex()}
     (folder / "result.json").write_text(json.dumps(record, indent=2) + "\n")
 
@@ -99,13 +102,11 @@ def main() -> None:
     parser.add_argument("--latency", action="store_true", help="train nothing, measure latency.json, then as --tables")
     parser.add_argument("--tables", action="store_true", help="train nothing, write docs/evidence.md and README.md")
     arguments = parser.parse_args()
-    set_fused_attn(
-        False
-    )  # of float rows: on a CPU, torch's fused attention in bfloat16 takes twice the time of its parts
     os.chdir(ROOT)  # settings of rows name files from here
     if arguments.latency:
         (KEPT / LATENCY).write_text(json.dumps(measure(KEPT), indent=1) + "\n")
     elif not arguments.tables:
+        set_fused_attn(False)  # float rows: in bfloat16 on a CPU it takes twice the time of its parts
         for row, name, seed in chosen(arguments.only, arguments.seeds):
             train(row, name, seed)
     write()
