@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from .picture import Cast, Picture, Table, digits, tips
-from .read import Run
+from .run import Run
 from .tensors import HEAD_ROLES, place_of
 from .theme import BITS_SCHEME
 

@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 
 from .picture import Picture, Table, digits, tips
-from .read import Run
+from .run import Run
 
 
 def engine_time(run: Run, key: str) -> Iterator[Picture]:

@@ -17,7 +17,7 @@ import altair as alt
 from ..grid_histogram import codes_per_bar
 from .histogram import Histogram
 from .picture import Picture, Table, Value, digits, tips
-from .read import Run
+from .run import Run
 from .tensors import HEAD_ROLES, place_of
 
 PANEL = 170

@@ -14,7 +14,7 @@ import altair as alt
 
 from .chart_bits import BITS_SCALE
 from .picture import Picture, Table, tips
-from .read import Run, Widths
+from .run import Run, Widths
 from .tensors import HEAD_ROLES, place_of
 
 PANEL = 230

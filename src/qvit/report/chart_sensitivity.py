@@ -14,7 +14,7 @@ from typing import Any
 import altair as alt
 
 from .picture import Picture, Table, digits, tips
-from .read import Run
+from .run import Run
 from .tensors import HEAD_ROLES, place_of
 
 Record = dict[str, Any]

@@ -14,7 +14,7 @@ import altair as alt
 
 from .banks import Bank
 from .picture import Picture, Table, digits, tips
-from .read import Run
+from .run import Run
 from .tensors import HEAD_ROLES, place_of
 
 PANEL = 170

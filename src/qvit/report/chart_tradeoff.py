@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from .picture import Cast, Picture, Table, digits, domain, names, tips
-from .read import Run
+from .run import Run
 
 FIELDS = ("run", "method", "task", "kind", "top1", "top1_float", "top1_frozen", "gbitops", "kib", "ms", "conditions")
 AXES = (

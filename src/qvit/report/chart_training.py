@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 
 from .picture import Cast, Picture, Table, digits, domain, tips
-from .read import Numbers, Run
+from .run import Numbers, Run
 
 POINTS, FEWEST = 9600, 150
 SERIES = {

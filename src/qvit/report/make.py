@@ -18,7 +18,8 @@ from .find import find_runs
 from .page import Block, Page, render
 from .picture import Cast, Picture
 from .png import write_pictures
-from .read import Run, read_run
+from .read import read_run
+from .run import Run
 
 
 def make_report(given: Sequence[Path], out: Path, pictures: Path | None = None, *, live: bool = False) -> list[Path]:

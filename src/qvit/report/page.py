@@ -28,8 +28,8 @@ import vl_convert
 from markupsafe import Markup
 
 from .picture import SHOWN, Picture
-from .read import Run
 from .rows import missing, provenance, recipe_text, side_by_side, tables_of
+from .run import Run
 from .theme import DARK, DASHES, LIGHT, SHAPES, Theme
 
 RELOAD_SECONDS = 15

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..activation_histogram import ACTIVATIONS
-from .read import BENCH, Run
+from .read import BENCH
+from .run import Run
 
 
 @dataclass(frozen=True)
