@@ -72,7 +72,12 @@ class Row:
 DEIT, SWIN = "micro DeiT", "micro Swin"
 BUDGETS = ("3 bits", "W2A3", "4 bits")
 UNIFORM, LAYERS, HEADS = "uniform LSQ", "learned, layer-wise", "learned, head-wise"
-_WITHOUT = "head-wise without "
+
+
+def _without(name: str, part: str, ablation: str, settings: tuple[str, ...]) -> Row:
+    """One seed of head-wise bits at three bits, less one part."""
+    return Row(name, DEIT, "3 bits", f"head-wise without {part}", "headwise_3bit", settings, 1, ablation)
+
 
 ROWS = (
     Row("uniform_w3a3", DEIT, "3 bits", UNIFORM, "uniform_w3a3", seeds=5),
@@ -101,77 +106,77 @@ ROWS = (
             *("fit.epochs=10", "fit.learning_rate=5e-4", "fit.warmup_epochs=0"),
         ),
     ),
-    Row(
-        *("weights_count", DEIT, "3 bits", _WITHOUT + "the weight factor", "headwise_3bit"),
+    _without(
+        "weights_count",
+        "the weight factor",
+        "errors of weights count like those of activations when bits are given away",
         (*TWO_BITS, "fit.lock_at=0.05"),
-        seeds=1,
-        ablation="errors of weights count like those of activations when bits are given away",
     ),
-    Row(
-        *("late_lock", DEIT, "3 bits", _WITHOUT + "the early lock", "headwise_3bit"),
+    _without(
+        "late_lock",
+        "the early lock",
+        "bits move for 60 % of the steps instead of 5",
         (*LEARNED, "fit.lock_at=0.6"),
-        seeds=1,
-        ablation="bits move for 60 % of the steps instead of 5",
     ),
-    Row(
-        *("mid_tread", DEIT, "3 bits", _WITHOUT + "the grid without zero", "headwise_3bit"),
+    _without(
+        "mid_tread",
+        "the grid without zero",
+        "2-bit weights have a zero level",
         (*LEARNED, MID_TREAD),
-        seeds=1,
-        ablation="2-bit weights have a zero level",
     ),
-    Row(
-        *("per_tensor", DEIT, "3 bits", _WITHOUT + "scales per channel", "headwise_3bit"),
+    _without(
+        "per_tensor",
+        "scales per channel",
+        "one scale per group of bits of a weight",
         (*LEARNED, PER_TENSOR),
-        seeds=1,
-        ablation="one scale per group of bits of a weight",
     ),
-    Row(
-        *("clipped", DEIT, "3 bits", _WITHOUT + "the gradient of clipped weights", "headwise_3bit"),
+    _without(
+        "clipped",
+        "the gradient of clipped weights",
+        "clipped weights get no gradient, as published",
         (*LEARNED, CLIPPED),
-        seeds=1,
-        ablation="clipped weights get no gradient, as published",
     ),
-    Row(
-        *("single_scale", DEIT, "3 bits", _WITHOUT + "the switchable scale", "headwise_3bit"),
+    _without(
+        "single_scale",
+        "the switchable scale",
+        "one scale for all bit-widths of a group, and so a zero level everywhere",
         (*LEARNED, MID_TREAD, 'quantize.scale={kind="SingleScale"}'),
-        seeds=1,
-        ablation="one scale for all bit-widths of a group, and so a zero level everywhere",
     ),
-    Row(
-        *("late_lock_single_scale", DEIT, "3 bits", _WITHOUT + "the switchable scale, locked late", "headwise_3bit"),
+    _without(
+        "late_lock_single_scale",
+        "the switchable scale, locked late",
+        "the same while bits move for 60 % of the steps",
         (*LEARNED, "fit.lock_at=0.6", MID_TREAD, 'quantize.scale={kind="SingleScale"}'),
-        seeds=1,
-        ablation="the same while bits move for 60 % of the steps",
     ),
-    Row(
-        *("shared_bank", DEIT, "3 bits", _WITHOUT + "a bank per head", "headwise_3bit"),
+    _without(
+        "shared_bank",
+        "a bank per head",
+        "the groups of a tensor share one bank, as in the authors' code",
         (*LEARNED, 'quantize.scale={kind="SharedScale"}'),
-        seeds=1,
-        ablation="the groups of a tensor share one bank, as in the authors' code",
     ),
-    Row(
-        *("published", DEIT, "3 bits", _WITHOUT + "the multiplier", "headwise_3bit"),
+    _without(
+        "published",
+        "the multiplier",
+        "bits in AdamW with the published penalty, locked at 60 %",
         (*TWO_BITS, 'fit.allocation={kind="Published"}'),
-        seeds=1,
-        ablation="bits in AdamW with the published penalty, locked at 60 %",
     ),
-    Row(
-        *("published_rate", DEIT, "3 bits", _WITHOUT + "a rate of their own", "headwise_3bit"),
+    _without(
+        "published_rate",
+        "a rate of their own",
+        "the same with the weights' learning rate for the bits",
         (*TWO_BITS, 'fit.allocation={kind="Published", learning_rate=5e-4}'),
-        seeds=1,
-        ablation="the same with the weights' learning rate for the bits",
     ),
-    Row(
-        *("published_single_scale", DEIT, "3 bits", _WITHOUT + "multiplier and switchable scale", "headwise_3bit"),
+    _without(
+        "published_single_scale",
+        "multiplier and switchable scale",
+        "bits in AdamW with one scale for all bit-widths of a group",
         (*TWO_BITS, 'fit.allocation={kind="Published"}', MID_TREAD, 'quantize.scale={kind="SingleScale"}'),
-        seeds=1,
-        ablation="bits in AdamW with one scale for all bit-widths of a group",
     ),
-    Row(
-        *("no_refill", DEIT, "3 bits", _WITHOUT + "the refill", "headwise_3bit"),
+    _without(
+        "no_refill",
+        "the refill",
+        "the lock only lowers bits",
         (*LEARNED, "fit.refill=false"),
-        seeds=1,
-        ablation="the lock only lowers bits",
     ),
 )
 
