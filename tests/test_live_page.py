@@ -65,8 +65,30 @@ def test_a_part_that_cannot_be_drawn_ends_the_view_with_one_line(
     page.write()
     page.write()
     error = capsys.readouterr().err
-    assert error.count("is no longer updated: ") == 1
+    assert error.count("is no longer updated: ReportError: ") == 1
     assert "metrics.jsonl" in error
+
+
+def test_a_page_that_cannot_be_written_ends_the_view_and_not_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", ["recipe", "metrics"])
+    (run / PAGE).mkdir()
+    page = LivePage(run)
+    page.update()
+    assert f"{run / PAGE} is no longer updated: StorageError: could not write" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_view_itself_ends_the_view_and_not_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(out: Path, page: Path) -> None:
+        raise TypeError("a chart that no library draws")
+
+    page = LivePage(tmp_path)
+    page._refresh = draw
+    page.update()
+    assert "is no longer updated: TypeError: a chart that no library draws" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", [True, False])

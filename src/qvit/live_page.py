@@ -4,7 +4,7 @@
 
 A page takes about a second of the process that trains (`report.refresh`), so the pause between two of them is at least
 `SHARE` times what the last one took: the view costs one percent, whatever the size of the run. It is a view: a part of
-the run that cannot be drawn ends the view with one line, and never the training.
+the run that cannot be drawn, or a page that cannot be written, ends the view with one line, and never the training.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-
-from qvit_runtime import ArtifactError
-
-from .runs import CheckpointError
 
 PAGE = "report.html"
 SHARE = 100.0
@@ -31,10 +27,10 @@ class LivePage:
     """
 
     def __init__(self, out: Path) -> None:
-        from .report import ReportError, refresh  # needs the extra `report`
+        from .report import refresh  # needs the extra `report`
 
         self.out, self.page = out, out / PAGE
-        self._refresh, self._expected = refresh, (ReportError, CheckpointError, ArtifactError)
+        self._refresh = refresh
         self._next = 0.0
         self._ended = False
 
@@ -44,15 +40,17 @@ class LivePage:
             self.write()
 
     def write(self) -> None:
-        """Write the page now."""
+        """Write the page now; whatever goes wrong is said once on stderr, and this page is not tried again."""
         if self._ended:
             return
         start = time.monotonic()
         try:
             self._refresh(self.out, self.page)
-        except self._expected as error:
+        except (
+            Exception
+        ) as error:  # a full disk, a damaged file, a fault of a drawing library: hours of training outweigh all
             self._ended = True
-            print(f"{self.page} is no longer updated: {error}", file=sys.stderr)
+            print(f"{self.page} is no longer updated: {type(error).__name__}: {error}", file=sys.stderr)
             return
         took = time.monotonic() - start
         self._next = start + took + max(SHORTEST, SHARE * took)
