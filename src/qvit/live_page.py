@@ -46,9 +46,7 @@ class LivePage:
         start = time.monotonic()
         try:
             self._refresh(self.out, self.page)
-        except (
-            Exception
-        ) as error:  # a full disk, a damaged file, a fault of a drawing library: hours of training outweigh all
+        except Exception as error:  # a full disk, a damaged file, a fault of a library: the training outweighs all
             self._ended = True
             print(f"{self.page} is no longer updated: {type(error).__name__}: {error}", file=sys.stderr)
             return
