@@ -70,6 +70,16 @@ def test_long_logs_are_thinned_to_means_that_keep_the_last_step(tmp_path: Path) 
     assert len(pictures["training-top1"].tables["evaluations"].rows) == 2
 
 
+def test_an_accuracy_of_zero_is_an_evaluation(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["metrics"], steps=4)
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 5, "epoch": 1.25, "top1": 0.0}) + "\n" + json.dumps({"step": 6, "top1": None}))
+    pictures = {picture.key: picture for picture in training([read_run("run", folder)], Cast(["run"], legend=False))}
+    rows = pictures["training-top1"].tables["evaluations"].rows
+    assert rows[-1] == ("run", 5, 1.25, 0.0)
+    assert len(rows) == 3
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["activations-first", "plain"])
 def test_accuracies_of_float_weights_are_called_so(first: bool, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", ["metrics"])

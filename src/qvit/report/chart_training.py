@@ -41,7 +41,12 @@ def training(runs: Sequence[Run], cast: Cast) -> Iterator[Picture]:
     remark = f" Each point is the mean of up to {thinned} logged lines." if thinned > 1 else ""
     evaluations = Table(
         ("run", "step", "epoch", "top1"),
-        [(r.name, m["step"], digits(m.get("epoch")), m["top1"]) for r in logged for m in r.metrics if m.get("top1")],
+        [
+            (run.name, line["step"], digits(line.get("epoch")), line["top1"])
+            for run in logged
+            for line in run.metrics
+            if line.get("top1") is not None
+        ],
     )
     if evaluations.rows:
         caption = "Top-1 on the evaluation split, of the module as it stands then."
