@@ -59,17 +59,37 @@ def of_budget(found: Sequence[Found], model: str, budget: str) -> list[Found]:
 
 def best_uniform(rows: Sequence[Found]) -> Found | None:
     """The uniform row to beat: the one with the higher mean top-1 where there are two."""
-    uniform = [f for f in rows if f.row.title.startswith("uniform")]
-    return max(uniform, key=lambda f: f.mean, default=None)
+    return max((f for f in rows if f.row.is_uniform), key=lambda f: f.mean, default=None)
+
+
+def best_control(rows: Sequence[Found]) -> Found | None:
+    """The best of the rows with fixed bits on the grids of the learned ones."""
+    return max((f for f in rows if f.row.control), key=lambda f: f.mean, default=None)
+
+
+def common_seeds(*rows: Found | None) -> list[int]:
+    """The seeds that all of the rows have that are there."""
+    seeds = [set(f.results) for f in rows if f is not None]
+    return sorted(set.intersection(*seeds)) if seeds else []
 
 
 def compared(first: Found | None, second: Found | None) -> Difference | None:
     """`first` minus `second` on the seeds that both have; None without one."""
-    seeds = [seed for seed in first.results if seed in second.results] if first and second else []
-    return difference(first.outcomes(seeds), second.outcomes(seeds)) if first and second and seeds else None
+    return _difference(first, second, common_seeds(first, second)) if first and second else None
 
 
-def gap_closed(gain: Difference | None, gap: Difference | None) -> float | None:
-    """Percent of the gap to float that a gain closes; None where no gap is shown, for then it is a share of nothing."""
+def gap_closed(reference: Found | None, uniform: Found | None, learned: Found | None) -> float | None:
+    """Percent of the gap from uniform bits to float that learned bits close, on the seeds that all three have.
+
+    None without such a seed, and where no gap is shown, for then it would be a share of nothing.
+    """
+    if not (reference and uniform and learned):
+        return None
+    seeds = common_seeds(reference, uniform, learned)
+    gain, gap = _difference(learned, uniform, seeds), _difference(reference, uniform, seeds)
     known = gain is not None and gap is not None and gap.excludes_zero and gap.mean > 0
     return 100 * gain.mean / gap.mean if known else None
+
+
+def _difference(first: Found, second: Found, seeds: list[int]) -> Difference | None:
+    return difference(first.outcomes(seeds), second.outcomes(seeds)) if seeds else None

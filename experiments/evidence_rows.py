@@ -6,7 +6,7 @@ optimizer, learning rate, augmentation and labels, and no teacher. Uniform rows 
 
 Rows with learned bits put most weights at two bits and have what lets two bits work (`TWO_BITS`): scales per channel, a grid
 without zero, a gradient for clipped weights. So that it can be seen what of their gain is due to that and what to the bits,
-there are uniform rows with the same ("same grids"), and rows with learned bits that take one of them back.
+there are controls, which have the same and fixed bits ("same grids"), and rows with learned bits that take one of them back.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Row:
     recipe    file in recipes/cifar10
     settings  KEY=VALUE beyond SHARED
     seeds     how many
+    control   fixed bits with all else as in the rows with learned bits
     ablation  what is taken away from head-wise learned bits; "" for a row of the main table
     """
 
@@ -57,7 +58,13 @@ class Row:
     recipe: str
     settings: tuple[str, ...] = ()
     seeds: int = 3
+    control: bool = False
     ablation: str = ""
+
+    @property
+    def is_uniform(self) -> bool:
+        """Uniform LSQ: what learned bits are measured against."""
+        return self.recipe.startswith(("uniform", "swin_uniform")) and not self.control
 
     @property
     def runs(self) -> list[tuple[str, int]]:
@@ -76,20 +83,21 @@ UNIFORM, LAYERS, HEADS = "uniform LSQ", "learned, layer-wise", "learned, head-wi
 
 def _without(name: str, part: str, ablation: str, settings: tuple[str, ...]) -> Row:
     """One seed of head-wise bits at three bits, less one part."""
-    return Row(name, DEIT, "3 bits", f"head-wise without {part}", "headwise_3bit", settings, 1, ablation)
+    return Row(name, DEIT, "3 bits", f"head-wise without {part}", "headwise_3bit", settings, 1, ablation=ablation)
 
 
 ROWS = (
     Row("uniform_w3a3", DEIT, "3 bits", UNIFORM, "uniform_w3a3", seeds=5),
     Row("headwise_3bit", DEIT, "3 bits", HEADS, "headwise_3bit", LEARNED, seeds=5),
     Row("float", DEIT, "float", "float, fine-tuned", "float", seeds=5),
-    Row("same_grids_w3a3", DEIT, "3 bits", "uniform W3A3, same grids", "uniform_w3a3", TWO_BITS),
+    Row("same_grids_w3a3", DEIT, "3 bits", "W3A3, same grids", "uniform_w3a3", TWO_BITS, seeds=1, control=True),
     Row(
-        *("same_grids_w2a4", DEIT, "3 bits", "W2A4, same grids, cheaper", "uniform_w4a4"),
+        *("same_grids_w2a4", DEIT, "3 bits", "W2A4, same grids", "uniform_w4a4"),
         (*TWO_BITS, 'quantize.weights={kind="FixedBits",bits=2}'),
+        control=True,
     ),
     Row("uniform_w2a3", DEIT, "W2A3", "uniform W2A3", "uniform_w2a3"),
-    Row("same_grids_w2a3", DEIT, "W2A3", "uniform W2A3, same grids", "uniform_w2a3", TWO_BITS),
+    Row("same_grids_w2a3", DEIT, "W2A3", "W2A3, same grids", "uniform_w2a3", TWO_BITS, control=True),
     Row("uniform_w3a2", DEIT, "W2A3", "uniform W3A2", "uniform_w3a2"),
     Row("headwise_w2a3", DEIT, "W2A3", HEADS, "headwise_w2a3", LEARNED),
     Row("swin_uniform_w3a3", SWIN, "3 bits", UNIFORM, "swin_uniform_w3a3"),

@@ -48,16 +48,21 @@ def path(points: Sequence[tuple[float, float]], classes: str) -> str:
 
 
 def mark(x: float, y: float, kind: int, size: float) -> str:
-    """A filled square, triangle or circle (kinds 0, 1, 2) in the colour of the kind; `size` is half its height."""
+    """A filled square, triangle, circle or diamond (kinds 0 to 3) in the colour of the kind; `size` is half its height."""
     match kind:
         case 0:
             side = number(2 * size)
             return f'<rect class="f0" x="{number(x - size)}" y="{number(y - size)}" width="{side}" height="{side}"/>'
         case 1:
-            corners = ((x, y - size), (x + size, y + size), (x - size, y + size))
-            return f'<polygon class="f1" points="{" ".join(f"{number(a)},{number(b)}" for a, b in corners)}"/>'
+            return _polygon(kind, (x, y - size), (x + size, y + size), (x - size, y + size))
+        case 2:
+            return f'<circle class="f2" cx="{number(x)}" cy="{number(y)}" r="{number(size)}"/>'
         case _:
-            return f'<circle class="f{kind}" cx="{number(x)}" cy="{number(y)}" r="{number(size)}"/>'
+            return _polygon(kind, (x, y - size), (x + size, y), (x, y + size), (x - size, y))
+
+
+def _polygon(kind: int, *corners: tuple[float, float]) -> str:
+    return f'<polygon class="f{kind}" points="{" ".join(f"{number(a)},{number(b)}" for a, b in corners)}"/>'
 
 
 def legend(x: float, y: float, names: Sequence[tuple[int, str]]) -> list[str]:

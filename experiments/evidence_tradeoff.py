@@ -7,6 +7,7 @@ cost the same to four digits, so they stand side by side, their middle at the co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from evidence_svg import Panel, figure, legend, mark, path, text
 
 WIDTH, HEIGHT = 640, 360
 BESIDE = 36  # pixels between the rows of one budget
-MARKS = {UNIFORM: 0, LAYERS: 1, HEADS: 2}
+CONTROL = "fixed bits, same grids"
+MARKS = {UNIFORM: 0, CONTROL: 3, LAYERS: 1, HEADS: 2}
 
 
 def draw_tradeoff(model: str, found: Sequence[Found], out: Path) -> bool:
     """Write the figure of a model; False when there is nothing to draw."""
     floats = of_budget(found, model, "float")
-    budgets = [sorted(of_budget(found, model, budget), key=mark_of) for budget in BUDGETS]
+    budgets = [sorted(of_budget(found, model, budget), key=_place) for budget in BUDGETS]
     priced = [f for rows in budgets for f in rows]
     if not priced:
         return False
@@ -61,7 +63,12 @@ def cost_of(found: Found) -> float:
 
 def mark_of(found: Found) -> int:
     """Kind of the mark; the rows uniform W2A3 and uniform W3A2 are uniform LSQ."""
-    return MARKS.get(found.row.title, MARKS[UNIFORM])
+    return MARKS[CONTROL] if found.row.control else MARKS.get(found.row.title, MARKS[UNIFORM])
+
+
+def _place(found: Found) -> int:
+    """From left to right in the order of the legend."""
+    return list(MARKS.values()).index(mark_of(found))
 
 
 def _ends(found: Found) -> list[float]:
@@ -75,6 +82,7 @@ def _row(panel: Panel, found: Found, x: float) -> list[str]:
     if half is not None:
         elements.append(path([(x, panel.y(mean - half)), (x, panel.y(mean + half))], f"s{kind}"))
     elements.append(mark(x, panel.y(mean), kind, 4.5))
-    if found.row.title not in MARKS:  # which of two uniform rows
-        elements.append(text(x, panel.top + panel.height - 6, found.row.title.split()[-1], "middle"))
+    widths = re.search(r"W\dA\d", found.row.title)
+    if widths:  # which of two uniform rows, or of two controls
+        elements.append(text(x, panel.top + panel.height - 6, widths[0], "middle"))
     return elements

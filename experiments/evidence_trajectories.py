@@ -30,7 +30,7 @@ Losses are those of training batches, ± one standard error: last quarter minus 
 lock minus before. A run *diverges* when its loss rises in stage 1, *settles* when fewer than {SETTLED:g} flips are left in the last quarter, *oscillates* when half of
 those left undo the one before, and else *drifts*.
 """
-COLUMNS = ("run", "lock", "flips", "undone", "per bit", "moved", "loss", "loss at flips", "loss at the lock", "it")
+COLUMNS = ("run", "lock", "flips", "undone", "per bit", "moved", "loss", "loss at flips", "loss at the lock", "verdict")
 
 
 def section(kept: Path, docs: Path) -> Iterator[str]:

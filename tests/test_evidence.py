@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from evidence_found import best_uniform, compared, read_rows
+from evidence_found import best_control, best_uniform, compared, gap_closed, read_rows
 from evidence_readme import BEGIN, END, block, write_readme
 from evidence_report import write_document
 from evidence_rows import DEIT, ROWS, SWIN
@@ -82,10 +82,8 @@ def test_the_page_says_what_is_shown_and_what_is_missing(tmp_path: Path) -> None
     assert ", shown. Float minus the uniform row: +" in text
     assert f"{100 * gain / (100 * (gap.mean() - base.mean())):.0f} % of it is closed" in text
     assert f"| uniform LSQ | 2 | {100 * base.mean():.2f} |" in text
-    missing = text.split("Not trained yet: ")[1].strip(".\n").split(", ")
-    assert "float_s0" in missing
-    assert "headwise_3bit_s2" in missing
-    assert "headwise_3bit_s1" not in missing
+    assert "float (0, 2, 3, 4), " in text
+    assert "headwise_3bit (2, 3, 4), " in text
 
 
 def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
@@ -108,7 +106,8 @@ def test_no_share_of_a_gap_that_is_not_shown(tmp_path: Path) -> None:
 def test_nothing_at_all(tmp_path: Path) -> None:
     text = page(tmp_path)
     assert "##" not in text
-    assert ", ".join(name for row in ROWS for name, _ in row.runs) in text
+    assert f"Not trained yet, with their seeds: {ROWS[0].name} (0, 1, 2, 3, 4), " in text
+    assert all(f"{row.name} (0" in text for row in ROWS)
     assert list(tmp_path.glob("*.svg")) == []
 
 
@@ -148,6 +147,32 @@ def test_the_better_uniform_row_is_the_one_to_beat_and_seeds_are_paired(tmp_path
     best = best_uniform([rows["uniform_w2a3"], rows["uniform_w3a2"]])
     assert best is rows["uniform_w3a2"]
     assert compared(rows["headwise_w2a3"], rows["uniform_w2a3"]) is None
+
+
+def test_a_control_is_no_uniform_row_and_is_told_apart(tmp_path: Path) -> None:
+    write_result(tmp_path, "uniform_w3a3_s0", first(70), 0.45)
+    write_result(tmp_path, "same_grids_w3a3_s0", first(72), 0.45)
+    write_result(tmp_path, "same_grids_w2a4_s0", first(76), 0.4)
+    write_result(tmp_path, "headwise_3bit_s0", first(75), 0.45)
+    rows = [found for found in read_rows(tmp_path) if found.results]
+    assert best_uniform(rows).row.name == "uniform_w3a3"
+    assert best_control(rows).row.name == "same_grids_w2a4"
+    text = page(tmp_path)
+    assert "minus uniform bits: +5.00 ± 1.35 (images), not shown. Minus W2A4, same grids: -1.00 ± 0.62 (images)" in text
+    assert "| +5.00 ± 1.35 (images), not shown |  | -1.00 ± 0.62 (images), not shown (W2A4, same grids) |" in block(
+        tmp_path
+    )
+
+
+def test_a_share_of_the_gap_is_of_the_seeds_that_all_rows_have(tmp_path: Path) -> None:
+    write_result(tmp_path, "uniform_w3a3_s0", first(70), 0.45)
+    write_result(tmp_path, "uniform_w3a3_s1", first(70), 0.45)
+    write_result(tmp_path, "headwise_3bit_s0", first(71), 0.45)
+    write_result(tmp_path, "headwise_3bit_s1", first(78), 0.45)
+    write_result(tmp_path, "float_s1", first(80), None)
+    rows = {found.row.name: found for found in read_rows(tmp_path)}
+    assert gap_closed(rows["float"], rows["uniform_w3a3"], rows["headwise_3bit"]) == pytest.approx(80)
+    assert gap_closed(rows["swin_float"], rows["uniform_w3a3"], rows["headwise_3bit"]) is None
 
 
 def test_the_figure_has_the_better_row_above_and_float_as_a_line(tmp_path: Path) -> None:
@@ -190,7 +215,7 @@ def test_the_block_of_the_readme(tmp_path: Path) -> None:
     write_readme(tmp_path, readme)
     text = readme.read_text()
     assert (
-        "| 3 bits, micro DeiT | 1, 1, 2 | 80.00 | 70.00 | 76.00 | +5.00 ± 1.35 (images), not shown | 50 % | 300 | 0.50 (3.80) |"
+        "| 3 bits, micro DeiT | 1 | 80.00 | 70.00 | 75.00 | +5.00 ± 1.35 (images), not shown | 50 % |  | 300 | 0.50 (3.80) |"
         in text
     )
     assert text.startswith(f"before\n{BEGIN}\n\n`python")
