@@ -87,6 +87,12 @@ def test_equal_names_are_told_apart(tmp_path: Path) -> None:
     assert list(find_runs([tmp_path / "x" / "run", tmp_path / "y" / "run"])) == ["x/run", "y/run"]
 
 
+def test_a_directory_and_a_file_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    run, file = write_run(tmp_path / "x", ["result"]), tmp_path / "x.json"
+    file.write_text((run / "result.json").read_text())
+    assert find_runs([run, file]) == {"x": run, "x.json": file}
+
+
 def test_result_files_are_rows(tmp_path: Path) -> None:
     write_run(tmp_path / "run", ["result"])
     for name in ("float", "headwise"):

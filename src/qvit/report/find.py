@@ -5,8 +5,9 @@ What may be given                                                     what it st
     a folder of run directories                                        all of them
     a result file, or a folder of result files (`headwise.json`)       rows of which only the outcome was kept
 
-A run is called by its path from the folder that the given one is in (`demo`, `demo/uniform3`). Where two would be called the
-same, all are called by their path from the folder that everything given has in common.
+A run is called by its path from the folder that the given one is in, without the suffix of a file (`demo`, `demo/uniform3`).
+Where two would be called the same, all are called by their whole path from the folder that everything given has in common:
+`x` is a directory then, and `x.json` a file.
 """
 
 from __future__ import annotations
@@ -39,16 +40,12 @@ def find_runs(given: Sequence[Path]) -> dict[str, Path]:
         if not inside:
             raise ReportError(f"{path} holds no run: a run directory has one of {', '.join(MARKS)}")
         for run in inside:
-            found.setdefault(run, _name(run, path.parent))
+            name = run.relative_to(path.parent).as_posix()
+            found.setdefault(run, name.removesuffix(".json") if run.is_file() else name)
     if len(set(found.values())) < len(found):
         common = Path(os.path.commonpath([path.resolve().parent for path in given]))
-        found = {run: _name(run, common) for run in found}
+        found = {run: run.relative_to(common).as_posix() for run in found}
     return {name: run for run, name in found.items()}
-
-
-def _name(run: Path, folder: Path) -> str:
-    relative = run.relative_to(folder).as_posix()
-    return relative.removesuffix(".json") if run.is_file() else relative
 
 
 def _run_directories(folder: Path, depth: int) -> Iterator[Path]:
