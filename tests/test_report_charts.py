@@ -12,7 +12,9 @@ import torch
 import qvit_runtime
 from qvit.grid_histogram import codes_per_bar
 from qvit.integer_layers import integer_weight
-from toy_models import calibrated, uniform, vit
+from qvit.methods import TSPTQ, FQViT, fqvit, tsptq
+from qvit_runtime.integer_ops import LogIntSoftmax, QuantizeRegions
+from toy_models import calibrated, images, uniform, vit
 from toy_programs import vit_program
 
 pytest.importorskip("altair")
@@ -152,6 +154,42 @@ def test_activations_are_drawn_as_the_file_has_them(tmp_path: Path) -> None:
     assert "of 2 training images" in picture.caption
     panels = {(row["tensor"], row["label"]) for row in table.records()}
     assert len(panels) == len(expected)  # a label is a panel: no two groups of a tensor share one
+
+
+def test_the_two_regions_of_a_two_scaled_code_are_one_range(tmp_path: Path) -> None:
+    model = tsptq.quantize(vit(depth=1), TSPTQ(8, 6, rounds=1, candidates=4), quiet=True)
+    tsptq.calibrate(model, [images(vit(), 4)])
+    program = tsptq.freeze(model.eval())
+    qvit_runtime.save(program, tmp_path / "model.qvit")
+    ranges = read_artifact(tmp_path / "model.qvit", {}).ranges
+    regions = [op.output for op in program.ops if isinstance(op, QuantizeRegions)]
+    assert len(regions) == 2  # the attention map and the GELU output
+    for name in regions:
+        (found,) = (r for r in ranges if r.tensor == name)
+        grid = program.buffers[name].grid
+        assert grid is not None
+        assert (found.group, found.groups, found.bits) == (0, 1, 6)
+        assert found.low == pytest.approx(float(grid.offset[0]))
+        assert found.high == pytest.approx(31 * float(grid.scale[1]))
+        assert place_of(name, found.group, found.groups).head is None
+
+
+def test_log_codes_have_no_place_on_an_axis_of_values(tmp_path: Path) -> None:
+    model = fqvit.quantize(vit(depth=1), FQViT(), quiet=True)
+    fqvit.calibrate(model, [images(vit(), 4)])
+    program = fqvit.freeze(model.eval())
+    folder = write_run(tmp_path / "run", [])
+    qvit_runtime.save(program, folder / "model.qvit")
+    run = read_run("run", folder)
+    assert run.artifact is not None
+    maps = {op.output for op in program.ops if isinstance(op, LogIntSoftmax)}
+    shown = {r.tensor for r in run.artifact.ranges}
+    assert len(maps) == 1
+    assert shown == {activation["name"] for activation in run.artifact.description["activations"]} - maps
+    said = "Without the attention maps: their code c stands for 2^-c."
+    assert said in next(p.caption for p in grids(run, "run0") if p.key == "run0-activation-grids")
+    others = read_run("run", write_run(tmp_path / "other", ["artifact"]))
+    assert said not in next(p.caption for p in grids(others, "run0") if p.key == "run0-activation-grids")
 
 
 def test_banks_know_the_bits_of_their_slots() -> None:

@@ -11,7 +11,7 @@ bit-width are one group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 
 import qvit_runtime
 from qvit_runtime.inspection import describe
+from qvit_runtime.integer_ops import LogIntSoftmax
 from qvit_runtime.program import Grid, Weight
 
 from ..grid_histogram import bar_shares
@@ -33,7 +34,10 @@ OWN = 0.999  # share of codes that must be those of the float weights
 
 @dataclass(frozen=True)
 class Range:
-    """The values that an activation's codes can stand for, one group: from `low` to `high` in `2^bits - 1` steps."""
+    """The values that an activation's codes can stand for, one group: from `low` to `high`.
+
+    In 2^bits - 1 equal steps, but for two-scaled codes: their two regions are one range of k bits, as `products` counts them.
+    """
 
     tensor: str
     group: int
@@ -45,12 +49,17 @@ class Range:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A frozen program. `description` is that of `qvit-runtime inspect`; `kib` the size of the file."""
+    """A frozen program. `description` is that of `qvit-runtime inspect`; `kib` the size of the file.
+
+    ranges      of all activations but those of `log_codes`
+    log_codes   activations whose code c stands for 2^-c (FQ-ViT's attention maps), and for no value on a grid
+    """
 
     description: dict[str, Any]
     kib: float
     histograms: tuple[Histogram, ...]
     ranges: tuple[Range, ...]
+    log_codes: tuple[str, ...]
 
 
 def read_artifact(path: Path, tensors: dict[str, Tensor]) -> Artifact:
@@ -59,19 +68,24 @@ def read_artifact(path: Path, tensors: dict[str, Tensor]) -> Artifact:
     histograms: list[Histogram] = []
     for name, weight in program.weights.items():
         histograms += _histograms(name, weight, tensors.get(name))
+    description = describe(program)
+    log_codes = tuple(op.output for op in program.ops if isinstance(op, LogIntSoftmax))
     ranges = [
         found
-        for activation in describe(program)["activations"]
-        for found in _ranges(activation["name"], program.buffers[activation["name"]].grid)
+        for activation in description["activations"]
+        if activation["name"] not in log_codes
+        for found in _ranges(activation["name"], activation["bits"], program.buffers[activation["name"]].grid)
     ]
-    return Artifact(describe(program), path.stat().st_size / 1024, tuple(histograms), tuple(ranges))
+    return Artifact(description, path.stat().st_size / 1024, tuple(histograms), tuple(ranges), log_codes)
 
 
-def _ranges(name: str, grid: Grid | None) -> Iterator[Range]:
+def _ranges(name: str, bits: Sequence[int], grid: Grid | None) -> Iterator[Range]:
+    """`bits` as they are counted: of the two regions of two-scaled codes once, where the grid has them twice."""
     assert grid is not None  # `activations` lists buffers that hold codes
-    low, high = (limit * grid.scale + grid.offset for limit in (grid.qmin, grid.qmax))
-    for group, bits in enumerate(grid.bits):
-        yield Range(name, group, grid.groups, bits, float(low[group]), float(high[group]))
+    shape = len(bits), -1  # (groups, regions)
+    low, high = ((limit * grid.scale + grid.offset).reshape(shape) for limit in (grid.qmin, grid.qmax))
+    for group, width in enumerate(bits):
+        yield Range(name, group, len(bits), width, float(low[group].min()), float(high[group].max()))
 
 
 def _histograms(name: str, weight: Weight, values: Tensor | None) -> Iterator[Histogram]:

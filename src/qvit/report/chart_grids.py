@@ -50,10 +50,12 @@ def grids(run: Run, key: str) -> Iterator[Picture]:
         for place in (place_of(tensor, r.group, r.groups),)
     ]
     if ranges:
+        logarithmic = " Without the attention maps: their code c stands for 2^-c." if run.artifact.log_codes else ""
         yield Picture(
             f"{key}-activation-grids",
             "Grids of the activations",
-            "From the value of the smallest code to that of the largest, for each layer and head (h). Beyond it is clipped.",
+            "From the value of the smallest code to that of the largest, for each layer and head (h). Beyond it is clipped."
+            f"{logarithmic}",
             _ranges(),
             {"ranges": Table(("role", "label", "tensor", "bits", "low", "high"), ranges)},
             panel=PANEL,
