@@ -1,10 +1,13 @@
 """DataConfig refuses nonsense in words that help, and resolve_data takes the blanks from the model."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 from timm.models.vision_transformer import VisionTransformer
 
-from qvit.data import DataConfig, DataError, open_data, resolve_data
+from qvit.data import DataConfig, DataError, open_data, preprocess_of, resolve_data
+from qvit_runtime.program import Preprocess
 
 
 @pytest.fixture
@@ -96,3 +99,20 @@ def test_an_unresolved_config_is_refused() -> None:
         DataError, match=r"image_size, mean, std, crop, crop_mode, interpolation not set; call resolve_data"
     ):
         open_data(DataConfig(dataset="digits"), seed=0)
+
+
+def test_preprocess_of_a_config() -> None:
+    """What the evaluation transform does, as the artifact says it; class names where every output has one."""
+    given = {
+        "dataset": "digits",
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "crop": 0.8,
+        "interpolation": "bilinear",
+    }
+    config = DataConfig(**given, image_size=32, crop_mode="squash", num_classes=2)  # type: ignore[arg-type]
+    expected = Preprocess((32, 32), 0.8, "squash", "bilinear", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("cat", "dog"))
+    assert preprocess_of(config, ("cat", "dog")) == expected
+    assert preprocess_of(config) == preprocess_of(config, ("cat",)) == replace(expected, labels=())
+    with pytest.raises(DataError, match=r"blanks; complete it with qvit.resolve_data\(config, model\) first"):
+        preprocess_of(replace(config, crop=None))

@@ -12,9 +12,11 @@ import qvit_runtime.interpreter as interpreter
 from qvit.budget import Budget
 from qvit.convert import quantize
 from qvit.cost import cost
+from qvit.data import DataConfig, preprocess_of, resolve_data
 from qvit.emitter import FreezeError
-from qvit.freeze import default_preprocess, freeze
+from qvit.freeze import freeze
 from qvit.integer_layers import folded_bias, integer_weight
+from qvit.methods import METHODS
 from qvit.quantizer import UncalibratedError, named_quantizers
 from qvit.spec import Spec
 from qvit_runtime import program as p
@@ -113,11 +115,33 @@ def test_kept_float_is_refused_by_name(make, layer: str) -> None:  # type: ignor
         freeze(model)
 
 
-def test_preprocess_takes_the_size_and_what_it_is_given() -> None:
+def test_the_default_preprocess_is_that_of_the_model() -> None:
+    """Mean, std and crop that timm keeps beside a model, and the size that it was built for: as the data of a recipe has them."""
+    for family, crop, mean in (("vit", 0.9, 0.5), ("deit", 0.9, 0.485), ("dinov2", 1.0, 0.485), ("swin", 0.9, 0.485)):
+        model = calibrated(FAMILIES[family](), uniform(8))
+        found = freeze(model).preprocess
+        assert found == preprocess_of(resolve_data(DataConfig(dataset="digits"), model)), family
+        assert (found.crop, found.mean[0], found.labels) == (crop, mean, ()), family
+    assert freeze(learned("vit")).preprocess.size == (64, 64)  # timm's weights are for 224
+
+
+@pytest.mark.parametrize("method", ["ivit", "fqvit"])
+def test_the_default_of_a_method_is_that_of_its_float_model(method: str) -> None:
+    verbs, source = METHODS[method], FAMILIES["vit"]()
+    model = verbs.quantize(source, verbs.uniform(8, 8))
+    verbs.calibrate(model, verbs.uniform(8, 8), [(images(source, 8), torch.zeros(8))], 1)
+    found = verbs.freeze(model).preprocess
+    assert (found.size, found.crop, found.mean) == ((64, 64), 0.9, (0.5, 0.5, 0.5))
+
+
+def test_a_model_of_no_known_origin_has_imagenets_statistics() -> None:
     model = calibrated(vit(img_size=(16, 24)), uniform(8))
-    assert freeze(model).preprocess.size == (16, 24)
-    given = p.Preprocess(size=(16, 24), crop=0.9, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    assert freeze(model, preprocess=given).preprocess == given
+    assert freeze(model).preprocess == p.Preprocess(size=(16, 24))
+
+
+def test_a_preprocess_that_is_given_is_taken() -> None:
+    given = p.Preprocess(size=(64, 64), crop=0.8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
+    assert freeze(learned("vit"), preprocess=given).preprocess == given
 
 
 def test_other_channels_need_their_own_statistics() -> None:
@@ -125,11 +149,8 @@ def test_other_channels_need_their_own_statistics() -> None:
     model = calibrated(vit(in_chans=1), uniform(8))
     gray = p.Preprocess(size=(16, 16), mean=(0.5,), std=(0.5,))
     check(freeze(model, preprocess=gray))
-    with pytest.raises(FreezeError, match=r"1 channels.*give a Preprocess"):
+    text = r"^the model takes 1 channels, and the mean and std that come with it are of 3: give a Preprocess with those"
+    with pytest.raises(FreezeError, match=text):
         freeze(model)
-
-
-def test_only_rgb_has_a_default_preprocess() -> None:
-    assert default_preprocess((3, 8, 6)).size == (8, 6)
-    with pytest.raises(FreezeError, match=r"^the model takes 1 channels and timm's ImageNet .* give a Preprocess with"):
-        default_preprocess((1, 8, 6))
+    model.pretrained_cfg = {"input_size": (1, 16, 16), "mean": (0.5,), "std": (0.25,), "crop_pct": 0.9}
+    assert freeze(model).preprocess == p.Preprocess(size=(16, 16), crop=0.9, mean=(0.5,), std=(0.25,))

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import qvit_runtime
-from qvit import pipeline
 from qvit.budget import Budget, BudgetError
 from qvit.cli import main
 from qvit.data import DataConfig, open_eval
@@ -146,16 +145,6 @@ def test_what_freeze_refuses_is_refused_before_training(done: tuple[Path, Path],
     with pytest.raises(FreezeError, match="head was kept float"):
         run_recipe(recipe, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
-
-
-def test_class_names_are_stored_where_every_output_has_one(done: tuple[Path, Path]) -> None:
-    """A model of 1,000 classes may see folders of ten: names of the first ten would be wrong, and saving refuses them."""
-    context = pipeline.open_recipe(load_recipe(done[0]), quiet=True)
-    assert pipeline.preprocess_of(context.data, context.splits).labels == tuple("0123456789")
-    more = dataclasses.replace(context.data, num_classes=1000)
-    assert pipeline.preprocess_of(more, context.splits).labels == ()
-    with pytest.raises(ValueError, match=r"blanks; complete it with qvit.resolve_data\(config, model\) first"):
-        pipeline.preprocess_of(dataclasses.replace(more, crop=None), context.splits)
 
 
 def test_resume_with_another_recipe_is_refused(done: tuple[Path, Path]) -> None:

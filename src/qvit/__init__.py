@@ -32,6 +32,7 @@ from .cost import cost as cost
 from .data import DataConfig as DataConfig
 from .data import DataError as DataError
 from .data import open_data as open_data
+from .data import preprocess_of as preprocess_of
 from .data import resolve_data as resolve_data
 from .emitter import FreezeError as FreezeError
 from .evaluate import evaluate as evaluate

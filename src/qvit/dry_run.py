@@ -15,11 +15,12 @@ from itertools import islice
 import qvit_runtime
 
 from .budget import check_budget, reachable
+from .data import preprocess_of
 from .fit import fit
 from .generated_images import generated_images
 from .init_bits import apply_init_bits
 from .methods import METHODS
-from .pipeline import open_recipe, preprocess_of
+from .pipeline import open_recipe
 from .recipe import FLOAT, Recipe
 
 BATCH = 4  # images per step; recipes ask for hundreds
@@ -80,6 +81,8 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
         )
         yield f"training: {min(steps, result.steps)} of {result.steps} steps done"
     if method is not None:
-        program = method.freeze(model.eval(), budget, preprocess_of(context.data, context.splits), recipe.model.name)
+        program = method.freeze(
+            model.eval(), budget, preprocess_of(context.data, context.splits.class_names), recipe.model.name
+        )
         qvit_runtime.check(program)
         yield f"freeze: {len(program.ops)} operations"

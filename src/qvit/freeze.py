@@ -18,6 +18,7 @@ import qvit_runtime.program as p
 from .attention import QuantAttention, QuantWindowAttention
 from .budget import Budget
 from .cost import bits_in_force, costs
+from .data import model_preprocess
 from .emitter import Emitter, FreezeError
 from .layers import QuantConv2d
 from .quantizer import require_calibrated
@@ -34,7 +35,10 @@ def freeze(
     """The integer program of a calibrated or trained quantized model.
 
     budget      refuse a model that costs more; bits are not changed here
-    preprocess  how image files become inputs; the default takes the size from the model and timm's ImageNet statistics
+    preprocess  how image files become inputs. The default is `data.model_preprocess`: mean, std, crop and interpolation of
+                the model's `pretrained_cfg`, at the size of its patch embedding, without class names. A model that was
+                trained on other values must say so here; `qvit.preprocess_of(config, splits.class_names)` says what
+                a DataConfig opened
     name        free text stored in the program
 
     Raises FreezeError when the model is over budget or has layers that were kept float, UncalibratedError when a
@@ -64,21 +68,21 @@ def assemble(
         buffers=emitter.buffers,
         weights=emitter.weights,
         constants=emitter.constants,
-        preprocess=preprocess or default_preprocess(emitter.buffers["image"].shape),
+        preprocess=preprocess or default_preprocess(model, emitter.buffers["image"].shape[0]),
         metadata=metadata or {},
         integers=emitter.integers,
     )
 
 
-def default_preprocess(image: tuple[int, ...]) -> p.Preprocess:
-    """timm's ImageNet statistics for an image (channels, height, width). Raises FreezeError unless it is RGB."""
-    channels, height, width = image
-    if channels != 3:
+def default_preprocess(model: nn.Module, channels: int) -> p.Preprocess:
+    """`model_preprocess`. Raises FreezeError when its mean and std are not those of so many channels."""
+    known = model_preprocess(model)
+    if len(known.mean) != channels:
         raise FreezeError(
-            f"the model takes {channels} channels and timm's ImageNet statistics are those of 3: give a Preprocess with "
-            "mean and std"
+            f"the model takes {channels} channels, and the mean and std that come with it are of {len(known.mean)}: give a "
+            "Preprocess with those that it was trained with"
         )
-    return p.Preprocess(size=(height, width))
+    return known
 
 
 def _patch_embed(emitter: Emitter, model: nn.Module, as_grid: bool) -> str:

@@ -30,11 +30,10 @@ from torch import Tensor, nn
 
 import qvit_runtime
 from qvit_runtime.artifact import to_bytes
-from qvit_runtime.program import Preprocess
 
 from .activation_histogram import write_activations
 from .budget import Budget, check_budget
-from .data import DataConfig, Splits, open_data, resolve_data
+from .data import DataConfig, Splits, open_data, preprocess_of, resolve_data
 from .data.shards import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
 from .fit import FitResult, fit
@@ -171,7 +170,7 @@ def check_before_training(context: Context) -> None:
         return
     for quantizer in named_quantizers(model).values():
         quantizer.is_calibrated = True  # with scales of 1: nobody will run this one
-    qvit_runtime.check(method.freeze(model, None, preprocess_of(context.data, context.splits)))
+    qvit_runtime.check(method.freeze(model, None, preprocess_of(context.data, context.splits.class_names)))
 
 
 def train_float_row(context: Context, folder: Path, config: FitConfig, resume: bool) -> dict[str, Any]:
@@ -225,7 +224,7 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     if is_main():
         _save_model(model, run, row)
     program = method.freeze(
-        model, row.budget, preprocess_of(context.data, context.splits), row.model.name, {"row": name}
+        model, row.budget, preprocess_of(context.data, context.splits.class_names), row.model.name, {"row": name}
     )
     artifact = to_bytes(program)
     if is_main():
@@ -314,22 +313,6 @@ def _teacher(context: Context, config: FitConfig) -> nn.Module | Teacher:
 def calibration_batches(recipe: Recipe, data: DataConfig) -> int:
     """Batches of the calibration loader that hold the recipe's number of calibration images."""
     return max(1, -(-recipe.calibration // data.eval_batch_size))
-
-
-def preprocess_of(data: DataConfig, splits: Splits | None) -> Preprocess:
-    """The evaluation transform of a resolved data config, for the artifact; class names where every output has one."""
-    names = splits.class_names if splits is not None else ()
-    if not (data.image_size and data.mean and data.std and data.crop and data.interpolation and data.crop_mode):
-        raise ValueError("the data config has blanks; complete it with qvit.resolve_data(config, model) first")
-    return Preprocess(
-        size=(data.image_size, data.image_size),
-        crop=data.crop,
-        crop_mode=data.crop_mode,
-        interpolation=data.interpolation,
-        mean=data.mean,
-        std=data.std,
-        labels=names if len(names) == data.num_classes else (),
-    )
 
 
 def _common(

@@ -28,13 +28,14 @@ from qvit_runtime.artifact import to_bytes
 from .allocate import Lagrangian
 from .bit_schedule import PUBLISHED_PROBES
 from .calibrate import fit_weights
+from .data import preprocess_of
 from .evaluate import evaluate
 from .fit import fit
 from .fit_config import FitConfig
 from .guide import Guide
 from .memory import Memory, checkpoint_sizes, size_of, training_memory
 from .methods import METHODS, learns_bits
-from .pipeline import Context, calibration_batches, judge, preprocess_of
+from .pipeline import Context, calibration_batches, judge
 from .recipe import FLOAT, Recipe
 
 FEW = 4  # steps of a kind that are enough for a median
@@ -130,7 +131,9 @@ def rehearse(context: Context, row: Recipe, device_batch: int) -> Rehearsal:
     watch.lap()
     evaluate(model, context.splits.eval)
     evaluation = watch.lap() / images
-    program = method.freeze(model.eval(), row.budget, preprocess_of(context.data, context.splits), row.model.name)
+    program = method.freeze(
+        model.eval(), row.budget, preprocess_of(context.data, context.splits.class_names), row.model.name
+    )
     artifact = len(to_bytes(program))
     freeze = watch.lap()
     judge(context, method.exact(model), program)

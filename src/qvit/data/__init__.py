@@ -18,9 +18,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from qvit.data.augment import Transform, eval_transform, mixup_batch, train_transform
-from qvit.data.config import DataConfig, DataError, resolve_data
+from qvit.data.config import DataConfig, DataError
 from qvit.data.digits import open_digits
 from qvit.data.order import Batch, EpochOrder, SampleKey, SeededDataset
+from qvit.data.resolve import model_preprocess, preprocess_of, resolve_data
 from qvit.data.shards import PREFIXES
 from qvit.data.skips import Skips, StandIns
 from qvit.data.sources import Source, UnlabelledFolder, decode, find_split_folder, limit, open_timm
@@ -43,8 +44,10 @@ __all__ = [
     "UnlabelledFolder",
     "epoch_batches",
     "mixup_batch",
+    "model_preprocess",
     "open_data",
     "open_eval",
+    "preprocess_of",
     "resolve_data",
 ]
 

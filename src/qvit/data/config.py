@@ -1,20 +1,16 @@
-"""What to read, how to crop it and how to batch it: one frozen value, and where its blanks come from.
+"""What to read, how to crop it and how to batch it: one frozen value.
 
 A model and its input normalisation belong together: a network trained with mean 0.5 loses points, silently, when it is
-fed images normalised with ImageNet's mean. timm keeps the right numbers beside each model, in `model.pretrained_cfg`.
-So the fields that describe the *model's* side of the data (image size, mean, std, crop, interpolation, number of
-classes) may be left `None`, and `resolve_data(config, model)` fills them from the model. Nothing is ever guessed from a
-model's name. A resolved config has no blanks, which is what `open_data` wants.
+fed images normalised with ImageNet's mean. So the fields that describe the *model's* side of the data (image size, mean,
+std, crop, interpolation, number of classes) may be left `None`, and `resolve_data(config, model)` fills them from the
+model (see `data.resolve`). A resolved config has no blanks, which is what `open_data` wants.
 
 Batch sizes are *global*: over all processes together. With `Accelerator(split_batches=True)` each process gets its
 slice of the same batch, so the number of processes changes nothing (see `data.order`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
-
-from timm.data import resolve_model_data_config
-from torch import nn
 
 Crop = Literal["resized", "pad", "none"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
@@ -159,52 +155,3 @@ _LEAST = {
     "workers": 0,
     "max_corrupt": 0,
 }
-
-
-def resolve_data(config: DataConfig, model: nn.Module) -> DataConfig:
-    """Fill the fields that are `None` from a timm model; what is given stays.
-
-    Size: the model's patch embedding, else `pretrained_cfg`. Mean, std, crop, crop mode and interpolation:
-    `pretrained_cfg` through timm; a model without one must be given mean and std, and crops nothing (crop 1.0). Classes: `model.num_classes` (0, a model without a head, stays None).
-
-    Raises:
-        DataError: the model says nothing and neither does the config, or the two contradict each other.
-    """
-    timm_config = getattr(model, "pretrained_cfg", None)
-    wanted = [name for name in ("mean", "std") if getattr(config, name) is None]
-    if not timm_config and wanted:
-        raise DataError(
-            f"{type(model).__name__} has no pretrained_cfg, so {' and '.join(wanted)} are unknown; "
-            "give the mean and std that it was trained with, for example mean=(0.485, 0.456, 0.406)"
-        )
-    known = resolve_model_data_config(model, pretrained_cfg=timm_config or {"crop_pct": 1.0})
-    classes = getattr(model, "num_classes", 0) or None
-    if config.num_classes and classes and config.num_classes != classes:
-        raise DataError(
-            f"num_classes={config.num_classes}, but the model has {classes} outputs; leave num_classes out, "
-            f"or make the model with num_classes={config.num_classes}"
-        )
-    return replace(
-        config,
-        image_size=_resolve_size(config.image_size, model, known["input_size"]),
-        mean=config.mean or tuple(known["mean"]),
-        std=config.std or tuple(known["std"]),
-        crop=config.crop or known["crop_pct"],
-        crop_mode=config.crop_mode or known["crop_mode"],
-        interpolation=config.interpolation or known["interpolation"],
-        num_classes=config.num_classes or classes,
-    )
-
-
-def _resolve_size(given: int | None, model: nn.Module, known: tuple[int, int, int]) -> int:
-    """The side of the input: the patch embedding knows better than `pretrained_cfg`, which ignores img_size=."""
-    embed = getattr(model, "patch_embed", None)
-    built = getattr(embed, "img_size", None) or known[1:]
-    if built[0] != built[1]:
-        raise DataError(f"the model wants {built[0]} x {built[1]} images; only square inputs are supported")
-    if given and given != built[0] and getattr(embed, "strict_img_size", False):
-        raise DataError(
-            f"image_size={given}, but the model was made for {built[0]}; leave image_size out, "
-            f"or make the model with img_size={given}"
-        )
-    return given or int(built[0])

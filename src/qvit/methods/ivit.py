@@ -115,8 +115,7 @@ def freeze(
 ) -> p.Program:
     """The program of a calibrated or trained model: what its forward pass computes, bit for bit.
 
-    preprocess  how image files become inputs; the default takes the size from the model and timm's ImageNet statistics
-    name        free text stored in the program
+    preprocess, name  as in `qvit.freeze`
 
     Raises UncalibratedError when a tensor has no scale.
     """
@@ -124,7 +123,7 @@ def freeze(
     network.require_calibrated()
     embed = network.patch_embed
     image = (embed.channels, *embed.img_size)
-    preprocess = preprocess or default_preprocess(image)
+    preprocess = preprocess or default_preprocess(network, embed.channels)
     emission = Emission(network, image)
     output = emission.dequantize(network.run(emission, emission.quantize(embed.image)))
     return p.Program(

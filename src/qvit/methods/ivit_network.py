@@ -201,16 +201,17 @@ class Stage(nn.Module):
 
 
 class IntegerTransformer(nn.Module):
-    """What ViT and Swin share: the forward pass.
+    """What ViT and Swin share: the forward pass, and what timm says of the model it came from.
 
-    no_decay  parameters that timm's model spares from weight decay
+    pretrained_cfg  how that wants its images, or None
     """
 
     patch_embed: PatchEmbedding
 
-    def __init__(self, no_decay: set[str]) -> None:
+    def __init__(self, source: VisionTransformer | SwinTransformer) -> None:
         super().__init__()
-        self._no_decay = frozenset(no_decay)
+        self._no_decay = frozenset(source.no_weight_decay())
+        self.pretrained_cfg = getattr(source, "pretrained_cfg", None)
 
     def no_weight_decay(self) -> set[str]:
         """timm's own list, for the optimizer."""
@@ -255,7 +256,7 @@ class IntegerViT(IntegerTransformer):
     reg_token: Tensor | None
 
     def __init__(self, source: VisionTransformer, weight_bits: int, bits: int) -> None:
-        super().__init__(source.no_weight_decay())
+        super().__init__(source)
         self.patch_embed = PatchEmbedding(source.patch_embed)
         for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
             self.register_parameter(name, getattr(source, name, None))
@@ -318,7 +319,7 @@ class IntegerSwin(IntegerTransformer):
     """A SwinTransformer, from a copy whose parameters it takes over."""
 
     def __init__(self, source: SwinTransformer, weight_bits: int, bits: int) -> None:
-        super().__init__(source.no_weight_decay())
+        super().__init__(source)
         self.patch_embed = PatchEmbedding(source.patch_embed)  # type: ignore[arg-type]
         self.layers = nn.ModuleList(Stage(stage, weight_bits, bits) for stage in source.layers)
         self.norm = LayerNorm(source.norm, EDGE_BITS)  # type: ignore[arg-type]
