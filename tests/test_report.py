@@ -21,6 +21,7 @@ from qvit.report import ReportError, make_report, refresh
 from qvit.report.find import find_runs
 from qvit.report.page import breakable
 from qvit.report.read import read_run
+from qvit.report.rows import provenance
 from qvit.runs import CheckpointError
 from qvit_runtime import ArtifactError
 from toy_report import ALL, write_analysis, write_run
@@ -263,6 +264,15 @@ def test_a_page_reloads_itself_until_the_run_is_finished(tmp_path: Path) -> None
     refresh(run, out)
     assert "reload" not in Elements(out).ids()
     assert Elements(out).data()["reload"] == 0
+
+
+def test_provenance_shows_every_state_of_the_source(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["result", "provenance"])
+    assert "source" not in dict(provenance(read_run("run", folder)))
+    record = json.loads((folder / "provenance.json").read_text())
+    resumed = [{"started": "later", "source": name} for name in ("abc", None, "def+changes")]
+    (folder / "provenance.json").write_text(json.dumps({**record, "source": "abc", "resumed": resumed}))
+    assert dict(provenance(read_run("run", folder)))["source"] == "abc, then def+changes"
 
 
 # -- the verb --------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,19 @@
 
 A directory, finished or not, must not be passed off as the result of another recipe. A resume may change what changes the
 speed and nothing else, and how many broken images it bears.
+
+The version of a package says little while it is developed: rows of many states of the source all carry the same one. So
+where qvit runs from a git checkout, the commit is recorded, too (`source`).
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,7 @@ HARMLESS = (
     "fit.checkpoint_activations",
     "fit.keep_checkpoints",
 )
+GIT_SECONDS = 5.0  # it takes milliseconds; a file system that hangs must not hold a run up
 NOT_OF_FLOAT_ROWS = ("quantize", "budget", "calibration", "uniform_baseline")
 
 
@@ -46,6 +52,7 @@ def begin(run: Run, row: Recipe) -> None:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": row.seed,
         "versions": versions(),
+        "source": source(Path(__file__).parent),
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
@@ -87,3 +94,28 @@ def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     packages = ("qvit", "qvit-runtime", "torch", "timm", "accelerate", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+@cache  # what was imported stays what it was, whatever happens to the checkout while a run lasts
+def source(package: Path) -> str | None:
+    """Commit of the git checkout that a package was imported from, with "+changes" where its tracked files differ from it.
+
+    None when it is no checkout, or git does not answer. A checkout that merely surrounds the installed package (a virtual
+    environment in somebody's project) is not its source.
+    """
+    git = ["git", "-C", str(package)]
+    try:
+        _ask([*git, "ls-files", "--error-unmatch", "__init__.py"])
+        commit = _ask([*git, "rev-parse", "HEAD"]).strip()
+        changes = _ask([*git, "diff", "--name-only", "HEAD", "--", "."])
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+changes" if changes else commit
+
+
+def _ask(command: list[str]) -> str:
+    """Standard output of a command that succeeds within GIT_SECONDS."""
+    answer = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=GIT_SECONDS
+    )
+    return answer.stdout

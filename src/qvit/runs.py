@@ -1,6 +1,6 @@
 """A run directory: everything that a run leaves behind, written so that a kill at any moment loses nothing.
 
-    recipe.json            the resolved recipe            provenance.json    command, seed, versions, threads; of resumes, too
+    recipe.json            the resolved recipe            provenance.json    command, seed, versions, source, threads; of resumes, too
     metrics.jsonl          one line per logged step       bits.jsonl         bit-widths whenever they change
     scales.jsonl           scales in force, now and then    skipped.jsonl    training images that could not be read
     checkpoints/step-N.safetensors                        result.json        the outcome

@@ -157,11 +157,14 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     if "command" in record:
         facts.append(("command", " ".join(map(str, record["command"]))))
     facts += [(key, str(record[key])) for key in ("seed", "threads", "started") if key in record]
-    if not record and run.outcome is not None:
+    if not record and run.outcome is not None and run.outcome.seed is not None:
         facts.append(("seed", str(run.outcome.seed)))
     resumed = record.get("resumed") or []
     if resumed:
         facts.append(("resumed", f"{len(resumed)} times, last {resumed[-1].get('started', '')}"))
+    sources = [str(start["source"]) for start in (record, *resumed) if start.get("source")]
+    if sources:
+        facts.append(("source", ", then ".join(dict.fromkeys(sources))))
     versions = record.get("versions") or (run.outcome.versions if run.outcome is not None else {})
     if versions:
         facts.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
