@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
+import qvit
 from qvit.cli import main
 from qvit.finished import load, read_result
 from toy_pipeline import UNIFORM3
@@ -122,3 +124,11 @@ def test_dry_run_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str
     found = json_of(capsys, "run", str(done[0]), "--dry-run", "--out", str(tmp_path / "x"))
     assert found["checked"][-1].startswith("freeze: ")
     assert not (tmp_path / "x").exists()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"qvit {qvit.__version__}\n"
+    assert qvit.__version__ == version("qvit")

@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from qvit_runtime import cli, run, save
+from qvit_runtime import __version__, cli, run, save
 from qvit_runtime.cli import bits_text, main, weight_bits_text
 from qvit_runtime.predict import predict, rank
 from qvit_runtime.preprocess import preprocess
@@ -198,3 +199,11 @@ def test_the_module_runs_and_never_imports_torch(model, photos):
     assert done.returncode == 0
     assert done.stdout.decode().splitlines()[-1] == "False"
     assert done.stderr == b""
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"qvit-runtime {__version__}\n"
+    assert __version__ == version("qvit-runtime")

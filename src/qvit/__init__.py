@@ -15,6 +15,7 @@ Some verbs share their name with the file that holds them (`fit` is in `fit.py`)
 from outside it is the verb: the imports below bind it last.
 """
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from . import methods as methods
@@ -76,6 +77,8 @@ from .spec import Spec as Spec
 from .spec import SwitchableScale as SwitchableScale
 from .storage import StorageError as StorageError
 from .support import UnsupportedModelError as UnsupportedModelError
+
+__version__ = version("qvit")
 
 if TYPE_CHECKING:
     from .onnx_export import export_onnx as export_onnx

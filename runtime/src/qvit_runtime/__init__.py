@@ -1,5 +1,7 @@
 """qvit-runtime: read, check and run `.qvit` programs, low-bit integer Vision Transformers. No torch anywhere."""
 
+from importlib.metadata import version
+
 from .artifact import ArtifactError as ArtifactError
 from .artifact import load as load
 from .artifact import save as save
@@ -9,3 +11,5 @@ from .engine import Engine as Engine
 from .interpreter import run as run
 from .interpreter import trace as trace
 from .program import Program as Program
+
+__version__ = version("qvit-runtime")

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any, TextIO
 
 from . import program as p
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="qvit-runtime", description="Run and look into .qvit models. No torch needed.")
+    top.add_argument("--version", action="version", version=f"qvit-runtime {version('qvit-runtime')}")
     verbs = top.add_subparsers(required=True, metavar="COMMAND")
 
     verb = verbs.add_parser("predict", help="name the most probable classes of images")

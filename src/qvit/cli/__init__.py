@@ -19,6 +19,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from ..interruption import InterruptionError
 from ..processes import is_main
@@ -89,6 +90,7 @@ def _resuming(argv: Sequence[str]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qvit", description="Learn how many bits a Vision Transformer needs.")
+    parser.add_argument("--version", action="version", version=f"qvit {version('qvit')}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for add in (
         add_run,
