@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
 from qvit.float_model import create_float_model
@@ -21,6 +23,11 @@ SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_hea
 def make(checkpoint: Path | str = "", num_classes: int = 4, **changes: object) -> nn.Module:
     arguments = {**SMALL, **changes}
     return create_float_model(ModelConfig("vit_tiny_patch16_224", arguments, False, str(checkpoint), num_classes))
+
+
+def norm_weight(model: nn.Module) -> float:
+    """One of the weights of the last norm: 1 where nothing was loaded."""
+    return float(model.state_dict()["norm.weight"][0])
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -37,6 +44,31 @@ def test_weights_come_back(suffix: str, wrapped: str | None, tmp_path: Path) -> 
     loaded = make(path)
     assert not loaded.training
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("averaged", [False, True], ids=["plain", "ema"])
+def test_a_checkpoint_of_timms_train_py(averaged: bool, tmp_path: Path) -> None:
+    """As its CheckpointSaver writes it: options in a Namespace, optimizer, metric; averaged weights where there are any."""
+    model = make()
+    ema = ModelEmaV3(model)
+    torch.nn.init.constant_(ema.module.norm.weight, 2.0)
+    saver = CheckpointSaver(
+        model,
+        torch.optim.AdamW(model.parameters()),
+        args=argparse.Namespace(model="vit_tiny_patch16_224", lr=1e-3, opt_betas=(0.9, 0.99), pretrained=False),
+        model_ema=ema if averaged else None,
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(3, metric=71.5)
+    for name in ("model_best.pth.tar", "last.pth.tar"):
+        assert norm_weight(make(tmp_path / name)) == (2.0 if averaged else 1.0)
+
+
+def test_prefixes_of_wrapped_models(tmp_path: Path) -> None:
+    state = {f"module._orig_mod.{name}": value + 1 for name, value in make().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    assert norm_weight(make(tmp_path / "w.pth")) == 2.0
 
 
 def test_unknown_name_lists_similar_ones() -> None:
@@ -83,8 +115,9 @@ class Evil:
 def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
     Evil.target = tmp_path / "owned"
     torch.save({"model": Evil()}, tmp_path / "zip.pth")
+    torch.save({"args": argparse.Namespace(model=Evil())}, tmp_path / "namespace.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
-    for name in ("zip.pth", "plain.pth"):
+    for name in ("zip.pth", "namespace.pth", "plain.pth"):
         with pytest.raises(
             CheckpointError, match=rf"{name} cannot be read as weights \(UnpicklingError\); give a .saf"
         ):

@@ -6,12 +6,16 @@
 
 The last two bring their preprocessing with them: config.json becomes `model.pretrained_cfg`, which `resolve_data` reads.
 
-Weights come from safetensors, or from a .pth that torch loads with weights_only=True; nothing is unpickled. A checkpoint
-that does not fit is refused with the keys that are missing, left over or of another shape.
+Weights come from safetensors, or from a .pth that torch loads with weights_only=True; nothing is unpickled but tensors,
+plain containers and `argparse.Namespace`, in which timm's train.py keeps its options. A training checkpoint holds more than
+weights: of timm's (model_best.pth.tar, last.pth.tar) the averaged ones are taken where there are any, as
+`timm.models.load_checkpoint` does. A checkpoint that does not fit is refused with the keys that are missing, left over or of
+another shape.
 """
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,10 +26,13 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from .recipe import ModelConfig
 from .runs import CheckpointError
+
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # of a training checkpoint; the first one counts
 
 
 def create_float_model(config: ModelConfig) -> nn.Module:
@@ -112,18 +119,18 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as weights ({error.__class__.__name__}); give a .safetensors file, or a .pth that "
-            "holds tensors only"
+            f"{path} cannot be read as weights ({error.__class__.__name__}); give a .safetensors file, or a .pth of "
+            "tensors and plain values; torch.save(model.state_dict(), FILE) writes one"
         ) from error
-    for key in ("model", "state_dict"):  # what training scripts wrap a state_dict in
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
+    if isinstance(loaded, dict):
+        loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)), loaded)
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path} holds no state_dict; expected names mapped to tensors")
-    return loaded
+    return clean_state_dict(loaded)  # of the prefixes that DistributedDataParallel and torch.compile put before names
 
 
 def _some(names: list[str]) -> str:

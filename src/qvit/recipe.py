@@ -40,7 +40,7 @@ class ModelConfig:
     arguments    further arguments of timm.create_model, such as img_size or depth
     pretrained   timm's own weights (downloads), or those of the repository or folder; in a recipe file these two bring
                  theirs unless it says false or has a checkpoint
-    checkpoint   the user's float weights: .safetensors, or a weights-only .pth
+    checkpoint   the user's float weights: .safetensors, or a .pth of tensors or of timm's train.py
     num_classes  size of the classifier; 0 keeps what the model has
     """
 

@@ -27,7 +27,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="",
         metavar="FILE",
-        help="float weights for a timm model name: .safetensors, a weights-only .pth, or the directory of a float run",
+        help="float weights for a timm model name: .safetensors, a .pth (timm's train.py's too), or the directory of a float run",
     )
     parser.add_argument("--num-classes", type=int, default=0, metavar="N", help="size of the classifier of those")
 

@@ -52,7 +52,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="your own float weights: .safetensors, a weights-only .pth, or the directory of a float run",
+        help="your own float weights: .safetensors, a .pth (timm's train.py's too), or the directory of a float run",
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="size of the classifier of those weights")
 
