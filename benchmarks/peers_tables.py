@@ -25,10 +25,10 @@ state, so the best round stands beside it.
 """
 
 
-def chapter(result: dict[str, Any]) -> str:
-    """Heading, circumstances and the whole table of one run."""
+def chapter(name: str, result: dict[str, Any]) -> str:
+    """Heading (the name of the result file), circumstances and the whole table of one run."""
     return (
-        f"\n## {result['model']}, batch {result['batch']}, {result['threads']} threads\n\n"
+        f"\n## {name.removeprefix('peers_')}\n\n{result['model']}, batch {result['batch']}, {result['threads']} threads, "
         f"{result['date']}, {result['processor']['model']}, {result['rounds']} rounds, "
         f"{result['cores_busy_with_others']:g} cores busy with other things.\n\n{markdown(result['rows'])}\n"
     )
@@ -50,7 +50,8 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 def main(paths: list[str]) -> None:
     results = [json.loads(Path(path).read_text()) for path in paths]
-    DOCUMENT.write_text(INTRODUCTION + "".join(chapter(result) for result in results))
+    chapters = (chapter(Path(path).stem, result) for path, result in zip(paths, results, strict=True))
+    DOCUMENT.write_text(INTRODUCTION + "".join(chapters))
     print(summary(results))
 
 
