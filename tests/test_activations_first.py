@@ -27,6 +27,7 @@ from qvit.recipe import Recipe, RecipeError
 from qvit.runs import Run, load_tensors
 from qvit.sensitivity import Sensitivity
 from qvit.spec import FixedBits, SingleScale, Spec
+from qvit.training_state import TrainingState
 from toy_models import calibrated, images, swin, uniform, vit
 from toy_training import QUICK, same_state, toy_data, toy_model, toy_run
 
@@ -234,6 +235,21 @@ def test_the_moving_average_starts_behind_the_switch(tmp_path: Path) -> None:
     assert names
     for name in names:
         torch.testing.assert_close(tensors[name], tensors[name.replace("average.", "model.")])
+
+
+def test_the_moving_average_quantizes_its_weights(tmp_path: Path) -> None:
+    """Where the lock is in the step of the switch, what is evaluated is what is returned."""
+    batch, found = toy_data().eval[0][0], []
+    finish = TrainingState.finish
+
+    def compared(state: TrainingState) -> None:
+        found.append(state.averaged_model().eval()(batch))
+        finish(state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingState, "finish", compared)
+        model, _ = toy_run(replace(CONFIG, lock_at=SWITCH / 6, ema_decay=0.5), tmp_path, fresh(), evaluation=None)
+    assert torch.equal(found[0], model.eval()(batch))
 
 
 # -- resume and going back --------------------------------------------------------------------------------------------

@@ -245,6 +245,7 @@ class _Trainer:
         for batches in self.batches.steps(epoch, within):
             with self.first.network(step):
                 record = self._step(step, batches)
+            self.state.average(step - self.lock_step)  # not inside: a copy of the model would keep the hooks
             step += 1
             self.log.progress.images += sum(len(images) for images, _ in batches) * self.accelerator.num_processes
             learned = self.raw if self.bits is not None else None
@@ -293,7 +294,6 @@ class _Trainer:
             guide.after_step()
         if self.first.after_step(step):
             self.log.progress.say(f"step {step + 1}: weights are quantized from here on, their scales fitted to them")
-        self.state.average(step - self.lock_step)
         return {"loss": total, "gradient_norm": norm}
 
     def _feature_guide(self, options: FeatureDistillation) -> FeatureGuide:
