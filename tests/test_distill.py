@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qvit.allocate import Lagrangian
 from qvit.distill import CachedTeacher, Teacher, distillation_loss, fingerprint, hard_distillation_loss
 from qvit.fit_config import FitConfig
 from qvit.storage import StorageError
@@ -109,6 +110,24 @@ def test_training_with_a_cached_teacher_is_the_same(tmp_path: Path) -> None:
         assert teacher.calls == (6 if cached else 7)  # the probe before step 0 sees the batch of step 0
     start = toy_model().state_dict()["blocks.0.mlp.fc1.weight"]
     assert (ends[0] - ends[1]).norm() < 0.05 * (ends[0] - start).norm()
+
+
+def test_every_batch_has_the_logits_of_its_own_images(tmp_path: Path) -> None:
+    """Of 6 batches an epoch trains on 4: the 6 that the warm-up may have are not all numbered as training counts them."""
+    apart: list[float] = []
+
+    class Compared(CachedTeacher):
+        def logits(self, images: Tensor, step: int) -> Tensor:
+            found = super().logits(images, step)
+            with torch.no_grad():
+                apart.append(float((found - self.model(images)).abs().max()))
+            return found
+
+    config = FitConfig(epochs=2, accumulate=4, distillation=0.5, allocation=Lagrangian(every=2, warm_up=6))
+    teacher = Compared(vit(depth=1, seed=3), tmp_path, {}, steps=12, batch=16, classes=5)
+    toy_run(config, teacher=teacher, evaluation=None)
+    assert len(apart) == 4 + 8
+    assert max(apart) < 0.01
 
 
 def test_fingerprint_sees_every_weight() -> None:

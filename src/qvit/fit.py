@@ -311,9 +311,10 @@ class _Trainer:
             return
         self.log.progress.say("measuring sensitivities before the first step")
         self.model.train()
-        for number, (images, labels) in enumerate(
-            islice(self.batches.batches(0), min(self.bits.warm_up, self.batches.per_epoch))
-        ):
+        numbered = (
+            self.steps_per_epoch * self.config.accumulate
+        )  # what is left over of epoch 0 has the numbers of epoch 1
+        for number, (images, labels) in enumerate(islice(self.batches.batches(0), min(self.bits.warm_up, numbered))):
             torch.manual_seed(seed_of("probe", self.config.seed, number, self.accelerator.process_index))
             with self.first.network(0), self.bits.probe(len(images), 1):
                 self.accelerator.backward(self.loss(self.model, images, labels, number))
