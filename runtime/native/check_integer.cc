@@ -9,7 +9,6 @@
 namespace qvit {
 namespace {
 
-constexpr int64_t kMax31 = int64_t{1} << 31;
 constexpr int64_t kMax62 = int64_t{1} << 62;
 constexpr int64_t kMaxBias = int64_t{1} << 28;  // of a softmax
 
@@ -71,13 +70,6 @@ class IntegerOpCheck : OpCheck {
   static int64_t magnitude(const Integers& given) {
     int64_t largest = 0;
     for (int32_t v : given.data) largest = std::max<int64_t>(largest, std::llabs(v));
-    return largest;
-  }
-  static int64_t largest(const Buffer& b) {
-    int64_t largest = 0;
-    for (int g = 0; g < b.grid->groups(); ++g) {
-      largest = std::max({largest, -int64_t{b.grid->qmin(g)}, int64_t{b.grid->qmax(g)}});
-    }
     return largest;
   }
 
@@ -142,7 +134,7 @@ class IntegerOpCheck : OpCheck {
     shape(head_product(values));
     sums();
     head_groups(out());
-    require(in(0).last() * largest(in(0)) * largest(in(1)) < kMax31, "has sums that could leave 32 bits");
+    products_fit();
   }
 
   void tokens() const {
@@ -256,6 +248,7 @@ class IntegerOpCheck : OpCheck {
     head_grid(in(1));
     values(out());
     shape(head_product(true));
+    require(in(0).last() <= kMaxInputs, "has sums of bytes that could leave 32 bits");
     require(in(0).last() * largest(in(1)) < (kMax62 >> shift_fraction(in(0).grid->bits[0])),
             "has sums that could leave 62 bits");
   }

@@ -10,6 +10,7 @@ namespace qvit {
 
 inline constexpr int64_t kMaxElements = int64_t{1} << 31;  // of a buffer, weight or constant
 inline constexpr int64_t kMaxInputs = 65536;               // 255 * 128 * 65536 stays inside 32 bits
+inline constexpr int64_t kMax31 = int64_t{1} << 31;
 
 // Throws ProgramError naming `where` unless the condition holds.
 inline void need(bool condition, const std::string& where, const char* what) {

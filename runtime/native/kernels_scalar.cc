@@ -32,10 +32,15 @@ void dot_panel(const uint8_t* a, const int8_t* b, int quads, int32_t* acc) {
   }
 }
 
+// Sums that may wrap on their way: the whole of accumulator, shift and correction fits 32 bits (check), parts need not.
+int32_t wrapping_sum(int32_t a, int32_t b) {
+  return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+}
+
 void add_shift(const GemmArgs& g, int row, int32_t* acc) {
   int32_t sum = 0;
   for (int k = 0; k < g.block_width; ++k) sum += g.a[row * g.a_stride + k];
-  for (int c = 0; c < kPanel; ++c) acc[c] += sum * g.b_shift;
+  for (int c = 0; c < kPanel; ++c) acc[c] = wrapping_sum(acc[c], sum * g.b_shift);
 }
 
 void store(const GemmArgs& g, int row, int column, float v) {
@@ -52,11 +57,11 @@ void store(const GemmArgs& g, int row, int column, float v) {
   }
 }
 
-// Integer epilogues; sums wrap where correction and accumulator meet, and only there (see LinearAccumulateStep).
+// Integer epilogues; with the correction comes the bias (see LinearAccumulateStep).
 void finish_integers(const GemmArgs& g, int row, int first, int valid, const int32_t* acc) {
   int32_t sums[kPanel];
   for (int c = 0; c < kPanel; ++c) {
-    sums[c] = static_cast<int32_t>(static_cast<uint32_t>(acc[c]) + static_cast<uint32_t>(g.correction[first + c]));
+    sums[c] = wrapping_sum(acc[c], g.correction[first + c]);
   }
   const ptrdiff_t at = row * g.out_stride + first;
   const IntegerEpilogue& e = g.integer;
@@ -109,7 +114,9 @@ void gemm(const GemmArgs& g) {
                   g.b + (static_cast<ptrdiff_t>(p) * g.blocks + block) * quads * kQuadBytes, quads, acc);
         if (g.b_shift != 0) add_shift(g, row, acc);
         const ptrdiff_t at = block * g.column_stride + first;
-        for (int c = 0; c < valid; ++c) v[c] += static_cast<float>(acc[c] + g.correction[at + c]) * g.scale[at + c];
+        for (int c = 0; c < valid; ++c) {
+          v[c] += static_cast<float>(wrapping_sum(acc[c], g.correction[at + c])) * g.scale[at + c];
+        }
       }
       for (int c = 0; c < valid; ++c) store(g, row, first + c, v[c] + g.bias[first + c]);
     }

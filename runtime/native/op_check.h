@@ -1,6 +1,7 @@
 // The questions that the checks of many ops ask, in one class: check_ops.cc and check_integer.cc derive from it.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 
 #include "check_ops.h"
@@ -68,6 +69,19 @@ class OpCheck {
   void head_groups(const Buffer& b) const {
     require(b.grid->groups() == 1 || b.grid->axis == b.rank() - 3, "needs a grid of one group or one per head");
   }
+  // The largest |code| that the grid of a buffer allows.
+  static int64_t largest(const Buffer& b) {
+    int64_t largest = 0;
+    for (int g = 0; g < b.grid->groups(); ++g) {
+      largest = std::max({largest, -int64_t{b.grid->qmin(g)}, int64_t{b.grid->qmax(g)}});
+    }
+    return largest;
+  }
+  // Of two activations, whatever their codes; integer_bounds.py says why Linear needs no such question.
+  void products_fit() const {
+    const int64_t inner = in(0).last();
+    require(inner <= kMaxInputs && inner * largest(in(0)) * largest(in(1)) < kMax31, "has sums that could leave 32 bits");
+  }
   // Queries and keys, or an attention map and values: the shape of their product.
   Shape head_product(bool values) const {
     const int r = in(0).rank();
@@ -80,7 +94,6 @@ class OpCheck {
     other[r - 2] = values ? left[r - 1] : right[r - 2];
     other[r - 1] = values ? right[r - 1] : left[r - 1];
     require(right == other, "has a right side of another shape than its left one allows");
-    require(left[r - 1] <= kMaxInputs, "has sums too long for 32 bits");
     return expected;
   }
   const Weight& weight() const {

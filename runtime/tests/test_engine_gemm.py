@@ -160,3 +160,18 @@ def test_unsigned_keys_and_values(kind, right_bits, signed, path):
     }
     found = run_native(program, inputs, path)
     np.testing.assert_array_equal(found, EXECUTE[kind](program, program.ops[0], inputs))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("width", "query", "key"), [(33_025, 255, 255), (65_536, -128, 255), (65_536, 255, -128)])
+def test_the_longest_products_of_activations(width, query, key, path):
+    """All codes as large as they get; 33,026 unsigned ones could overflow, so the engine does not load them."""
+
+    def program(width):
+        buffers = [p.Buffer(name, (1, 1, width), grid(8, code < 0)) for name, code in (("q", query), ("k", key))]
+        return bare_program([p.QueryKey("q", "k", "out", 1.0)], [*buffers, p.Buffer("out", (1, 1, 1))])
+
+    inputs = {name: np.full((1, 1, 1, width), code, np.int16) for name, code in (("q", query), ("k", key))}
+    assert run_native(program(width), inputs, path).item() == np.float32(width * query * key)
+    with pytest.raises(ValueError, match=r"op 0 \(QueryKey\): has sums that could leave 32 bits"):
+        run_native(program(width + 1), inputs, path)

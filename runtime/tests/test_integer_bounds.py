@@ -11,6 +11,8 @@ from qvit_runtime import integer_ops as i
 from qvit_runtime import program as p
 from qvit_runtime.check import check
 from qvit_runtime.check_data import ProgramError
+from qvit_runtime.check_ops import CHECK
+from qvit_runtime.check_scope import Scope
 from qvit_runtime.integer_bounds import BOUNDS, bounds
 from qvit_runtime.interpreter import trace
 from toy_edits import edit_op, edit_weight, set_integers
@@ -21,7 +23,8 @@ VIT, LOG2 = integer_vit_program(seed=3), log2_program(seed=3)
 
 
 def test_every_op_that_computes_on_integers_has_bounds():
-    assert set(BOUNDS) == set(i.IntegerOp.__args__) - {i.Dequantize, i.QuantizeRegions}
+    both_activations = {p.QueryKey, p.AttentionValue}
+    assert set(BOUNDS) == set(i.IntegerOp.__args__) - {i.Dequantize, i.QuantizeRegions} | both_activations
 
 
 def saturated(program: p.Program, name: str, bias: int) -> p.Program:
@@ -59,19 +62,29 @@ def test_a_bound_refuses_exactly_what_could_overflow(build, largest, message):
         check(build(largest + 1))
 
 
-def test_long_products_of_activations_are_bounded_by_their_length():
-    """128 x 128 x N reaches 2^31 at N = 131,072 tokens or channels."""
+@pytest.mark.parametrize("kind", [p.QueryKey, i.QueryKeyAccumulate])
+@pytest.mark.parametrize(
+    ("signs", "longest", "message"),
+    [
+        ((False, False), 33_025, r"sum of products is up to 2147515650, allowed: below 2\^31, whatever the image"),
+        ((True, False), 65_536, "query 'q': inner dimension is 65537, allowed: at most 65536"),
+        ((True, True), 65_536, "query 'q': inner dimension is 65537, allowed: at most 65536"),
+    ],
+)
+def test_long_products_of_activations_are_bounded_by_their_length(kind, signs, longest, message):
+    """255 x 255 x d reaches 2^31 at d = 33,026, long before the limit of all inner dimensions."""
+    op = p.QueryKey("q", "k", "z", 1.0) if kind is p.QueryKey else i.QueryKeyAccumulate("q", "k", "z")
 
-    def scores(inner: int) -> list[int]:
-        grid, shape = make_grid(8, True, 1.0), (1, 1, inner)
-        program = replace(VIT, buffers={"q": p.Buffer("q", shape, grid), "k": p.Buffer("k", shape, grid)})
-        return [
-            bound.worst >> bound.limit_bits
-            for bound in BOUNDS[i.QueryKeyAccumulate](program, i.QueryKeyAccumulate("q", "k", "z"))
-        ]
+    def check_scores(inner: int) -> None:
+        buffers = {
+            name: p.Buffer(name, (1, 1, inner), make_grid(8, sign, 1.0)) for name, sign in zip("qk", signs, strict=True)
+        }
+        sums = None if kind is p.QueryKey else make_grid(32, True, 1.0)
+        CHECK[kind](Scope(replace(VIT, buffers=buffers | {"z": p.Buffer("z", (1, 1, 1), sums)}), "op", {}), op)
 
-    assert scores(131_071) == [0]
-    assert scores(131_072) == [1]
+    check_scores(longest)
+    with pytest.raises(ProgramError, match=message):
+        check_scores(longest + 1)
 
 
 def test_a_negative_and_a_positive_row_bound_the_sum_that_really_occurs():

@@ -100,13 +100,17 @@ inline void add_block(const GemmArgs& g, const Tile& t, int block, const int32_t
   }
 }
 
-// Rare (unsigned keys or values): b_shift times the sum of each row.
+// Rare (unsigned keys or values): b_shift times the sum of each row. May wrap, as in kernels_scalar.cc.
 inline void add_shift(const GemmArgs& g, const Tile& t, int32_t* acc) {
   for (int r = 0; r < t.rows; ++r) {
     const uint8_t* a = g.a + (t.row + r) * g.a_stride;
     int32_t sum = 0;
     for (int k = 0; k < g.block_width; ++k) sum += a[k];
-    for (int c = 0; c < kPanel; ++c) acc[r * kPanel + c] += sum * g.b_shift;
+    const __m256i shift = _mm256_set1_epi32(sum * g.b_shift);
+    for (int c = 0; c < kPanel; c += 8) {
+      __m256i* at = reinterpret_cast<__m256i*>(acc + r * kPanel + c);
+      _mm256_store_si256(at, _mm256_add_epi32(_mm256_load_si256(at), shift));
+    }
   }
 }
 

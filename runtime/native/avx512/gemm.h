@@ -161,13 +161,17 @@ inline void keep(const Tile& t, const int32_t* sums, const float* scales, Start 
   }
 }
 
-// Rare (unsigned keys or values): b_shift times the sum of each row.
+// Rare (unsigned keys or values): b_shift times the sum of each row. May wrap, as in kernels_scalar.cc.
 inline void add_shift(const GemmArgs& g, const Tile& t, int32_t* sums) {
   for (int r = 0; r < t.rows; ++r) {
     const uint8_t* a = g.a + (t.row + r) * g.a_stride;
     int32_t sum = 0;
     for (int k = 0; k < g.block_width; ++k) sum += a[k];
-    for (int c = 0; c < t.panels * kPanel; ++c) sums[r * kRowSums + c] += sum * g.b_shift;
+    const __m512i shift = _mm512_set1_epi32(sum * g.b_shift);
+    for (int p = 0; p < t.panels; ++p) {
+      int32_t* at = sums + r * kRowSums + p * kPanel;
+      _mm512_store_si512(at, _mm512_add_epi32(_mm512_load_si512(at), shift));
+    }
   }
 }
 

@@ -108,6 +108,14 @@ Program block_program(int tokens, int heads, int dim, int bits) {
   return d.p;
 }
 
+Program long_product(int64_t width, bool query_signed, bool key_signed) {
+  Draft d;
+  const int query = d.codes({1, 1, width}, 8, query_signed, 1.0f), key = d.codes({1, 1, width}, 8, key_signed, 1.0f);
+  d.p.inputs = {query, key};
+  d.p.outputs = {d.emit(Kind::kQueryKey, {query, key}, d.values({1, 1, 1}), {}, {}, {1.0})};
+  return d.p;
+}
+
 Program integer_program(int tokens, int heads, int dim) {
   Draft d;
   const int64_t channels = int64_t{heads} * dim;

@@ -123,6 +123,13 @@ void test_check() {
   expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.constants[0].data[0] = INFINITY; });
   expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.ops[3].integers[0] = 3; });
   expect_refusal(block_program(5, 2, 4, 4), [](Program& p) { p.outputs = {50}; });
+  check(long_product(33025, false, false));
+  expect_refusal(long_product(33026, false, false), [](Program&) {});
+  expect_refusal(long_product(65537, true, true), [](Program&) {});
+  expect_refusal(long_product(1, false, false), [](Program& p) {  // as many keys and values of one channel
+    p.buffers[0].shape[2] = p.buffers[1].shape[1] = 33026;
+    p.ops[0] = {Kind::kAttentionValue, {0, 1}, 2, {}, {}, {}};
+  });
   check_integers();
 }
 

@@ -16,9 +16,28 @@ std::vector<float> run(Engine& engine, const std::vector<float>& images, int64_t
   return out;
 }
 
+// The longest products that `check` lets through, all codes as large as they get: exact, though parts of the sum wrap.
+void check_longest_products() {
+  struct Case {
+    int64_t width;
+    int16_t query, key;
+  };
+  for (const Case& c : {Case{33025, 255, 255}, {65536, -128, 255}, {65536, 255, -128}, {65536, -128, -128}}) {
+    const Program program = long_product(c.width, c.query < 0, c.key < 0);
+    const std::vector<int16_t> query(static_cast<size_t>(c.width), c.query), key(query.size(), c.key);
+    for (const Kernels* kernels : paths()) {
+      Engine engine(program, *kernels, 1, true);
+      float sum = 0.0f;
+      engine.run(1, {query.data(), key.data()}, {&sum}, nullptr);
+      CHECK(sum == static_cast<float>(c.width * c.query * c.key));
+    }
+  }
+}
+
 }  // namespace
 
 void test_engine() {
+  check_longest_products();
   for (int tokens : {1, 13, 50}) {
     for (int bits : {3, 8}) {
       const Program program = block_program(tokens, 3, 20, bits);

@@ -2,7 +2,8 @@
 
 The limits are not decoration, each one keeps a promise made elsewhere:
 
-  inner dimension <= 65,536     255 x 128 x 65,536 < 2^31: an int32 accumulator of 8-bit codes never overflows
+  inner dimension <= 65,536     255 x 128 x 65,536 < 2^31: an int32 accumulator of 8-bit codes and weights never overflows
+                                (of two activations, both unsigned, it could: `integer_bounds`)
   1e-12 <= scale <= 1e12        scale_x * scale_w * accumulator stays a finite float32, so a product never yields NaN
   elements <= 2^27              one buffer of one image is at most 512 MiB, whatever a file claims
 

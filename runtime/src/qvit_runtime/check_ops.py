@@ -23,8 +23,8 @@ import numpy as np
 
 from . import integer_ops as i
 from . import program as p
-from .check_data import MAX_INNER, fail
-from .check_ops_integer import CHECK_INTEGER
+from .check_data import fail
+from .check_ops_integer import CHECK_INTEGER, scores_of
 from .check_scope import WIDEST, Scope
 
 
@@ -95,11 +95,9 @@ def _merge_heads(scope: Scope, op: p.MergeHeads) -> None:
 
 
 def _query_key(scope: Scope, op: p.QueryKey) -> None:
-    query, key = scope.per_head(op.query, (3, 4)), scope.per_head(op.key, (3, 4))
-    scope.demand(query == key, f"key {op.key!r}", key, f"{query}, the query's shape")
-    scope.demand(query[-1] <= MAX_INNER, f"query {op.query!r}: inner dimension", query[-1], f"at most {MAX_INNER}")
+    scores = scores_of(scope, op)
     scope.demand(1e-12 <= op.factor <= 1e12, "factor", op.factor, "a number in 1e-12..1e12")
-    scope.writes_values(op.output, (*query[:-1], query[-2]))
+    scope.writes_values(op.output, scores)
 
 
 def _softmax(scope: Scope, op: p.Softmax) -> None:
@@ -122,8 +120,7 @@ def _attention_value(scope: Scope, op: p.AttentionValue) -> None:
         attention = scope.per_head(op.attention, (3, 4))
         square = (*value[:-1], value[-2])
     scope.demand(attention == square, f"attention {op.attention!r}", attention, f"{square}, which fits {op.value!r}")
-    inner = attention[-1]
-    scope.demand(inner <= MAX_INNER, f"attention {op.attention!r}: inner dimension", inner, f"at most {MAX_INNER}")
+    scope.bounded(op)
     scope.writes_values(op.output, value)
 
 

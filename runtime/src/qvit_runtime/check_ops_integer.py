@@ -17,21 +17,14 @@ import numpy as np
 
 from . import integer_ops as i
 from . import program as p
-from .check_data import MAX_INTEGER
+from .check_data import MAX_INNER, MAX_INTEGER
 from .check_scope import WIDEST, Scope
-from .integer_bounds import bounds
 
 STREAM_BITS = 16
 MAX_EXPONENT = 8
 MAX_SHIFT = 62
 MAX_FRACTION = 30
 MAX_BIAS = 1 << 28  # of a softmax: the difference of two scores, and its half more, still fit int32
-
-
-def _bounded(scope: Scope, op: p.Op) -> None:
-    for bound in bounds(scope.program, op):
-        below = f"below 2^{bound.limit_bits}, whatever the image"
-        scope.demand(bound.worst < 1 << bound.limit_bits, bound.quantity, f"up to {bound.worst}", below)
 
 
 def _in_range(scope: Scope, field: str, value: int, low: int, high: int) -> None:
@@ -93,20 +86,27 @@ def _linear(scope: Scope, op: i.LinearAccumulate) -> None:
     if op.bias:
         scope.integers("bias", op.bias, (out_features,))
     scope.accumulates(op.output, (*shape[:-1], out_features), len(shape) - 1, (1, out_features))
-    _bounded(scope, op)
+    scope.bounded(op)
+
+
+def scores_of(scope: Scope, op: p.QueryKey | i.QueryKeyAccumulate) -> tuple[int, ...]:
+    """Shape of the scores (..., H, N, N) of queries and keys (..., H, N, d)."""
+    query, key = scope.per_head(op.query, (3, 4)), scope.per_head(op.key, (3, 4))
+    scope.demand(query == key, f"key {op.key!r}", key, f"{query}, the query's shape")
+    scope.demand(query[-1] <= MAX_INNER, f"query {op.query!r}: inner dimension", query[-1], f"at most {MAX_INNER}")
+    scope.bounded(op)
+    return (*query[:-1], query[-2])
 
 
 def _query_key(scope: Scope, op: i.QueryKeyAccumulate) -> None:
-    query, key = scope.per_head(op.query, (3, 4)), scope.per_head(op.key, (3, 4))
-    scope.demand(query == key, f"key {op.key!r}", key, f"{query}, the query's shape")
-    scope.accumulates(op.output, (*query[:-1], query[-2]), len(query) - 3, (1, query[-3]))
-    _bounded(scope, op)
+    scores = scores_of(scope, op)
+    scope.accumulates(op.output, scores, len(scores) - 3, (1, scores[-3]))
 
 
 def _attention_value(scope: Scope, op: i.AttentionValueAccumulate) -> None:
     value = _mixed(scope, op)
     scope.accumulates(op.output, value, len(value) - 3, (1, value[-3]))
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 def _mixed(scope: Scope, op: i.AttentionValueAccumulate | i.ShiftAttentionValue) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ def _requantize(scope: Scope, op: i.Requantize) -> None:
     grid, source = _rounds_to_stream(scope, op.output, shape), scope.grid(op.input)
     along = source.groups == 1 or grid.groups == 1 or grid.axis == source.axis
     scope.demand(along, f"grid axis of {op.output!r}", grid.axis, f"{source.axis}, the group axis of {op.input!r}")
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 def _add_requantize(scope: Scope, op: i.AddRequantize) -> None:
@@ -131,7 +131,7 @@ def _add_requantize(scope: Scope, op: i.AddRequantize) -> None:
     scope.demand(left == right, f"right {op.right!r}", right, f"{left}, the shape of {op.left!r}")
     _rounds_to_stream(scope, op.output, left)
     scope.one_group(op.output)
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 def _integer_tokens(scope: Scope, op: i.IntegerTokens) -> None:
@@ -144,7 +144,7 @@ def _integer_tokens(scope: Scope, op: i.IntegerTokens) -> None:
     grid = _rounds_to_stream(scope, op.output, (len(prefix) + shape[0], shape[1]))
     scope.one_group(op.output)
     scope.within(f"prefix {op.prefix!r}", prefix, int(grid.qmin[0]), int(grid.qmax[0]))
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 def _sum_tokens(scope: Scope, op: i.SumTokens) -> None:
@@ -152,7 +152,7 @@ def _sum_tokens(scope: Scope, op: i.SumTokens) -> None:
     scope.groups_on(op.input, -1)
     _in_range(scope, "start", op.start, 0, int(np.prod(tokens)) - 1)
     scope.accumulates(op.output, (channels,), 0, (1, scope.grid(op.input).groups))
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 def _integer_layer_norm(scope: Scope, op: i.IntegerLayerNorm) -> None:
@@ -167,7 +167,7 @@ def _integer_layer_norm(scope: Scope, op: i.IntegerLayerNorm) -> None:
     _in_range(scope, "zero", op.zero, int(grid.qmin.max()), int(grid.qmax.min()))
     scope.rounds_to(op.output, shape, STREAM_BITS)
     scope.groups_on(op.output, -1)
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 def _shift_gelu(scope: Scope, op: i.ShiftGelu) -> None:
@@ -175,7 +175,7 @@ def _shift_gelu(scope: Scope, op: i.ShiftGelu) -> None:
     scope.one_group(op.input)
     _check_exponential(scope, op)
     scope.accumulates(op.output, shape, 0, (1,))
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 def _check_exponential(scope: Scope, op: i.ShiftGelu | i.Shiftmax) -> None:
@@ -203,7 +203,7 @@ def _integer_scores(scope: Scope, op: i.Shiftmax | i.LogIntSoftmax, widest: int)
 def _shiftmax(scope: Scope, op: i.Shiftmax) -> None:
     _integer_scores(scope, op, STREAM_BITS)
     _check_exponential(scope, op)
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 def _log_int_softmax(scope: Scope, op: i.LogIntSoftmax) -> None:
@@ -217,7 +217,7 @@ def _log_int_softmax(scope: Scope, op: i.LogIntSoftmax) -> None:
     scope.demand(
         smallest >= 1, "constant", op.constant, f"at least {op.constant - smallest + 1}, so that e is positive"
     )
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 def _shift_attention_value(scope: Scope, op: i.ShiftAttentionValue) -> None:
@@ -226,7 +226,7 @@ def _shift_attention_value(scope: Scope, op: i.ShiftAttentionValue) -> None:
         allowed = "LogIntSoftmax" if right else "an op that writes plain codes"
         scope.demand((writer is i.LogIntSoftmax) == right, f"{field} {name!r}: writer", writer.__name__, allowed)
     scope.writes_values(op.output, _mixed(scope, op))
-    _bounded(scope, op)
+    scope.bounded(op)
 
 
 CHECK_INTEGER: dict[type, Callable[[Scope, Any], None]] = {

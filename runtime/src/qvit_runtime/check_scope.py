@@ -12,6 +12,7 @@ import numpy as np
 
 from . import program as p
 from .check_data import fail
+from .integer_bounds import bounds
 
 WIDEST = 32
 
@@ -105,6 +106,12 @@ class Scope:
         self.demand(grid.bits[0] == WIDEST, f"output {name!r}", f"codes of {grid.bits[0]} bits", "codes of 32 bits")
         self.groups_on(name, axis)
         self.demand(grid.groups in groups, f"groups of {name!r}", grid.groups, _either(tuple(dict.fromkeys(groups))))
+
+    def bounded(self, op: p.Op) -> None:
+        """No sum or product of the op can leave the integers that backends compute in."""
+        for bound in bounds(self.program, op):
+            below = f"below 2^{bound.limit_bits}, whatever the image"
+            self.demand(bound.worst < 1 << bound.limit_bits, bound.quantity, f"up to {bound.worst}", below)
 
     def constant(self, field: str, name: str, *shapes: tuple[int, ...]) -> None:
         if name not in self.program.constants:

@@ -1,9 +1,12 @@
-"""How large the integers inside an integer-only op can get, whatever the image: one list of bounds per op.
+"""How large the integers inside an op can get, whatever the image: one list of bounds per op.
 
 A bound is the worst case of one intermediate result, computed from the op's own integers and weights, the grids of its
 inputs (a code is anywhere in its grid, also a 32-bit one) and the lengths of its sums; and the limit below which every
 backend's arithmetic is exact: 2^31 or 2^63 for int32 and int64, 2^62 where a backend doubles the number or takes its
 root. `check` refuses a program with a bound at or above its limit, `integer_only` reports them.
+
+Of the ops on values, the products of two activations are here: both sides may be unsigned, and 255 x 255 x 33,026 is more
+than 2^31. Linear is not: 255 x 128 times the 65,536 inputs that `check_data` allows is less, whatever its weights.
 
 Parameters are taken to be in their ranges (`check_ops_integer` looks at those first), so that no bound is astronomic.
 """
@@ -50,12 +53,12 @@ def _linear(program: p.Program, op: i.LinearAccumulate) -> list[Bound]:
     return [Bound("sum of products + bias", int((rows + bias).max()), 31)]
 
 
-def _query_key(program: p.Program, op: i.QueryKeyAccumulate) -> list[Bound]:
+def _query_key(program: p.Program, op: p.QueryKey | i.QueryKeyAccumulate) -> list[Bound]:
     inner = program.buffers[op.query].shape[-1]
     return [Bound("sum of products", inner * largest(program, op.query) * largest(program, op.key), 31)]
 
 
-def _attention_value(program: p.Program, op: i.AttentionValueAccumulate) -> list[Bound]:
+def _attention_value(program: p.Program, op: p.AttentionValue | i.AttentionValueAccumulate) -> list[Bound]:
     inner = program.buffers[op.attention].shape[-1]
     return [Bound("sum of products", inner * largest(program, op.attention) * largest(program, op.value), 31)]
 
@@ -136,6 +139,8 @@ def _shift_attention_value(program: p.Program, op: i.ShiftAttentionValue) -> lis
 
 
 BOUNDS: dict[type, Callable[..., list[Bound]]] = {
+    p.QueryKey: _query_key,
+    p.AttentionValue: _attention_value,
     i.LinearAccumulate: _linear,
     i.QueryKeyAccumulate: _query_key,
     i.AttentionValueAccumulate: _attention_value,
@@ -152,5 +157,5 @@ BOUNDS: dict[type, Callable[..., list[Bound]]] = {
 
 
 def bounds(program: p.Program, op: p.Op) -> list[Bound]:
-    """The bounds of one op; none for an op that adds and multiplies nothing, or nothing but floats."""
+    """The bounds of one op; none for Linear, and for an op that adds and multiplies nothing, or nothing but floats."""
     return BOUNDS[type(op)](program, op) if type(op) in BOUNDS else []
