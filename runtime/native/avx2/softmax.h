@@ -32,14 +32,15 @@ inline float prepare_scores(const qvit::SoftmaxArgs& s, float* x, ptrdiff_t cons
   return max_lanes(_mm256_max_ps(a, b));
 }
 
-// x becomes exp(x - max) as exp2(x * log2(e) - max * log2(e)): one fused multiply-subtract, and the rounding of the
-// common term cancels between numerator and sum. What fills up the row becomes 2^-126. Returns the sum.
+// x becomes exp(x - max) as exp2((x - max) * log2(e)). One fused x * log2(e) - max * log2(e) would save an instruction, but
+// the rounding of its common term, which cancels between numerator and sum, leaves the exponents of a float where scores
+// are beyond 1e9. What fills up the row becomes 2^-126. Returns the sum.
 inline float exponentials(float* x, int padded, float largest) {
-  const __m256 log2e = splat(1.44269504f), shift = splat(largest * 1.44269504f);
+  const __m256 log2e = splat(1.44269504f), top = splat(largest);
   __m256 sum_a = _mm256_setzero_ps(), sum_b = _mm256_setzero_ps();
   for (int i = 0; i < padded; i += 16) {
-    const __m256 a = exp2_of(_mm256_fmsub_ps(_mm256_loadu_ps(x + i), log2e, shift));
-    const __m256 b = exp2_of(_mm256_fmsub_ps(_mm256_loadu_ps(x + i + 8), log2e, shift));
+    const __m256 a = exp2_of(_mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + i), top), log2e));
+    const __m256 b = exp2_of(_mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + i + 8), top), log2e));
     _mm256_storeu_ps(x + i, a);
     _mm256_storeu_ps(x + i + 8, b);
     sum_a = _mm256_add_ps(sum_a, a);

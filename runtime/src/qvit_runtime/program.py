@@ -209,7 +209,10 @@ class AttentionValue:
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """LayerNorm over the last axis of values, biased variance; weight and bias are constants (C,)."""
+    """LayerNorm over the last axis of values, biased variance; weight and bias are constants (C,).
+
+    For values up to 1e16 in size: beyond, the float32 sum of their squares may overflow in a backend, and no norm is left.
+    """
 
     input: str
     output: str
