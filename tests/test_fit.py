@@ -55,6 +55,13 @@ def test_an_impossible_budget_is_refused_before_training(tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_a_budget_of_uniform_bits_is_the_cost_of_the_uniform_model() -> None:
+    written, number = (
+        toy_run(SHORT, budget=budget, evaluation=None)[0] for budget in (Budget(uniform=3), three_bits())
+    )
+    assert same_state(written, number) == []
+
+
 def test_distillation_needs_a_teacher() -> None:
     with pytest.raises(ValueError, match=r"fit.distillation is 0.5 but there is no teacher; pass teacher=float_model"):
         toy_run(FitConfig(distillation=0.5))
@@ -95,6 +102,9 @@ class Watching:
     def after_step(self) -> None:
         self.calls.append("step")
 
+    def drop_step(self) -> None:
+        self.calls.append("dropped")
+
 
 def test_a_guide_watches_every_pass_and_hears_of_every_step(tmp_path: Path) -> None:
     """Its loss is added while its hooks stand; with accumulation there are several passes to a step."""
@@ -105,6 +115,13 @@ def test_a_guide_watches_every_pass_and_hears_of_every_step(tmp_path: Path) -> N
     assert guide.calls == 2 * [*one_pass, *one_pass, "step"]  # 6 batches make 3 steps to an epoch; half of them
     losses = [record["loss"] for record in Run(tmp_path).read("metrics.jsonl")]
     assert all(loss > 100 for loss in losses)
+
+
+def test_a_guide_forgets_the_passes_of_the_warm_up() -> None:
+    guide = Watching()
+    toy_run(SHORT, model=toy_model(), guide=guide, evaluation=None, max_steps=1)
+    one_pass = ["watch", "loss of 16", "watched"]
+    assert guide.calls == [*one_pass, "dropped", *one_pass, "dropped", *one_pass, "step"]
 
 
 def test_more_accumulation_than_batches() -> None:

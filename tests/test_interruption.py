@@ -94,6 +94,16 @@ def test_fit_stops_with_a_checkpoint_and_goes_on_exactly(tmp_path: Path) -> None
             assert (run / log).read_text() == (tmp_path / "whole" / log).read_text()
 
 
+def test_a_signal_behind_the_last_of_max_steps_leaves_a_checkpoint_too(tmp_path: Path) -> None:
+    """Step 2 has none of its own; line 3 is that of the evaluation after it."""
+    expected, _ = toy_run(CONFIG, evaluation=None)
+    with pytest.raises(InterruptionError, match=r"after step 2 of 9; .* has what a resume needs"):
+        toy_run(CONFIG, tmp_path, max_steps=2, on_log=at_line(3, signal.SIGTERM))
+    assert [path.stem for path in Run(tmp_path).checkpoints()] == ["step-000000002"]
+    model, _ = toy_run(CONFIG, tmp_path, evaluation=None, resume=True)
+    assert same_state(model, expected) == []
+
+
 def test_without_a_run_directory_there_is_nothing_to_save_and_signals_do_what_they_did() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     try:

@@ -234,6 +234,8 @@ class _Trainer:
             if self.evaluation is not None and self.evaluated != step:
                 self._evaluate(step)
             if self.run is not None and _means(self.signals.received is not None)[0]:  # since the last step
+                if 0 < step < self.steps and not self._checkpoints(step):  # `max_steps`, between two checkpoints
+                    self._save(self.run, step)
                 raise InterruptionError(self.signals.received, step, self.steps, self.run.folder)
         return FitResult(self.steps, self.log.progress.images_per_second(), self.top1, self.state.rollbacks)
 
@@ -311,14 +313,14 @@ class _Trainer:
             return
         self.log.progress.say("measuring sensitivities before the first step")
         self.model.train()
-        numbered = (
-            self.steps_per_epoch * self.config.accumulate
-        )  # what is left over of epoch 0 has the numbers of epoch 1
-        for number, (images, labels) in enumerate(islice(self.batches.batches(0), min(self.bits.warm_up, numbered))):
+        trained_on = self.steps_per_epoch * self.config.accumulate  # the batches left over share numbers with epoch 1
+        for number, (images, labels) in enumerate(islice(self.batches.batches(0), min(self.bits.warm_up, trained_on))):
             torch.manual_seed(seed_of("probe", self.config.seed, number, self.accelerator.process_index))
             with self.first.network(0), self.bits.probe(len(images), 1):
                 self.accelerator.backward(self.loss(self.model, images, labels, number))
             self.raw.zero_grad(set_to_none=True)
+            for guide in self.guides:
+                guide.drop_step()
             self.bits.remember()
         if not self.allocated:
             self.bits.allocate_first()
