@@ -86,14 +86,15 @@ class PyEngine {
     builder.program = Program{};  // the plan holds packed copies
   }
 
-  void run(int64_t batch, const std::vector<nb::ndarray<nb::c_contig, nb::device::cpu>>& inputs,
-           const std::vector<nb::ndarray<nb::c_contig, nb::device::cpu>>& outputs) {
+  using Input = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;  // of any type: see match
+  using Output = nb::ndarray<nb::c_contig, nb::device::cpu>;
+
+  void run(int64_t batch, const std::vector<Input>& inputs, const std::vector<Output>& outputs) {
     call(batch, inputs, outputs, nullptr);
   }
 
   // [(name, ops, seconds summed over the threads)], one per step
-  nb::list profile(int64_t batch, const std::vector<nb::ndarray<nb::c_contig, nb::device::cpu>>& inputs,
-                   const std::vector<nb::ndarray<nb::c_contig, nb::device::cpu>>& outputs) {
+  nb::list profile(int64_t batch, const std::vector<Input>& inputs, const std::vector<Output>& outputs) {
     std::vector<StepTime> times;
     call(batch, inputs, outputs, &times);
     nb::list result;
@@ -111,8 +112,7 @@ class PyEngine {
   int64_t arena_bytes() const { return engine_->arena_bytes(); }
 
  private:
-  using AnyArray = nb::ndarray<nb::c_contig, nb::device::cpu>;
-
+  template <typename AnyArray>
   static void match(const AnyArray& array, const Port& port, int64_t batch) {
     const bool values = !port.buffer.grid, narrow = port.buffer.narrow();
     const bool type = array.dtype() == (values   ? nb::dtype<float>()
@@ -125,7 +125,7 @@ class PyEngine {
     if (!type || !shape) throw ProgramError("array does not have the shape and type of the program's buffer");
   }
 
-  void call(int64_t batch, const std::vector<AnyArray>& inputs, const std::vector<AnyArray>& outputs,
+  void call(int64_t batch, const std::vector<Input>& inputs, const std::vector<Output>& outputs,
             std::vector<StepTime>* times) {
     const Plan& plan = engine_->plan();
     if (inputs.size() != plan.inputs.size() || outputs.size() != plan.outputs.size()) {

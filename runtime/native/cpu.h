@@ -1,4 +1,4 @@
-// Which kernels this process runs: probed once, best wins, QVIT_CPU=scalar|avx2 forces one.
+// Which kernels this process runs: probed once, best wins, QVIT_CPU=scalar|avx2|avx512vnni forces one.
 #pragma once
 
 #include <string>

@@ -1,5 +1,10 @@
 #include "pool.h"
 
+#include <exception>
+#include <string>
+
+#include "program.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -35,10 +40,19 @@ void Barrier::wait() {
 
 Pool::Pool(int threads) {
   workers_.reserve(static_cast<size_t>(threads - 1));
-  for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+  try {
+    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+  } catch (const std::exception& error) {  // the process may have no more threads, or no memory for their stacks
+    const int running = this->threads();
+    stop();  // a thread that is neither joined nor detached would end the process
+    throw ProgramError("threads: " + std::to_string(threads) + " were asked for and " + std::to_string(running) +
+                      " could run (" + error.what() + "); ask for fewer, or raise this process's limits");
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;

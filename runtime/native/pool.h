@@ -28,7 +28,8 @@ class Barrier {
 
 class Pool {
  public:
-  explicit Pool(int threads);  // the caller is one of them: threads - 1 are started
+  // The caller is one of them: threads - 1 are started. Throws ProgramError where not all of them can be.
+  explicit Pool(int threads);
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -39,6 +40,7 @@ class Pool {
 
  private:
   void work(int worker);
+  void stop();  // and wait for all that were started
 
   std::mutex mutex_;
   std::condition_variable wake_, done_;

@@ -2,6 +2,9 @@
 should not matter (threads, batch, position, fusion's absence, other callers) changes a bit."""
 
 import os
+import re
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -11,6 +14,7 @@ import pytest
 import toy_programs as toys
 from engine_cases import MAX_SHARE, PATHS, check_near_ties
 from qvit_runtime import program as p
+from qvit_runtime import save
 from qvit_runtime.engine import Engine, Runner
 from qvit_runtime.integer import expand_groups, quantize
 from qvit_runtime.interpreter import EXECUTE, inputs_of, run, trace
@@ -216,11 +220,70 @@ def test_an_engine_survives_a_fork():
     np.testing.assert_array_equal(engine(images), expected)
 
 
+CROWDED = """
+import resource, sys
+import numpy as np
+from qvit_runtime import load
+from qvit_runtime.engine import Engine
+
+program = load(sys.argv[1])
+images = np.zeros((2, *program.buffers["image"].shape), np.float32)
+expected = Engine(program, threads=1)(images)
+engine = Engine(program, threads=200)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28),) * 2)  # room for the stacks of some 30 threads
+for _ in range(2):
+    try:
+        engine(images)
+    except ValueError as error:
+        print(error)
+assert np.array_equal(Engine(program, threads=3)(images), expected)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's account of a process's memory")
+def test_threads_that_cannot_be_started_are_an_error(tmp_path):
+    """The process, and the engine, live on."""
+    save(toys.vit_program(bits=4), tmp_path / "toy.qvit")
+    done = subprocess.run([sys.executable, "-c", CROWDED, tmp_path / "toy.qvit"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 2
+    for line in said:
+        assert re.fullmatch(
+            r"threads: 200 were asked for and \d+ could run \(.+\); ask for fewer, or raise this process's limits", line
+        )
+
+
 def test_profile_names_every_op():
     program = toys.vit_program(bits=4)
     times = Engine(program).profile(np.zeros((1, *program.buffers["image"].shape), np.float32))
     assert sorted(i for t in times for i in t.ops) == list(range(len(program.ops)))
     assert all(t.seconds >= 0 for t in times)
+
+
+def test_images_are_copied_only_where_they_must_be():
+    program = toys.vit_program(bits=4)
+    images = np.random.default_rng(0).standard_normal((2, *program.buffers["image"].shape)).astype(np.float32)
+    engine = Engine(program)
+    expected = engine(images)
+    read_only = images.copy()
+    read_only.flags.writeable = False
+    unaligned = np.zeros(images.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(images.shape)
+    unaligned[...] = images
+    assert not unaligned.flags.aligned
+    given = [read_only, unaligned, np.asfortranarray(images), images.astype(">f4"), images.astype(np.float64)]
+    for array in given:
+        np.testing.assert_array_equal(engine(array), expected)
+        assert engine.profile(array)
+    engine._runner = lambda arrays: arrays  # what is handed over
+    for array, copied in zip(given, (False, True, True, True, True), strict=True):
+        handed = engine(array)
+        assert handed.dtype == np.float32
+        assert handed.flags.aligned
+        assert handed.flags.c_contiguous
+        assert np.shares_memory(handed, array) is not copied
 
 
 def test_refusals_say_why(monkeypatch):

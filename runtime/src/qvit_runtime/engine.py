@@ -82,7 +82,9 @@ class Engine:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Normalised images, float32 (batch, *input shape) -> float32 (batch, *output shape).
 
-        Raises ValueError for another shape, FloatingPointError for NaN, which has no code.
+        Images of another type, order or alignment are copied; those that may only be read are used where they are.
+        Raises ValueError for another shape, and on the first call where this process may not start so many threads;
+        FloatingPointError for NaN, which has no code.
         """
         return self._runner([self._checked(images)])[0]
 
@@ -94,7 +96,7 @@ class Engine:
         if images.ndim != len(self._shape) + 1 or images.shape[1:] != self._shape:
             expected = ", ".join(map(str, self._shape))
             raise ValueError(f"images have shape {images.shape}; the program takes (batch, {expected})")
-        images = np.ascontiguousarray(images, np.float32)
+        images = np.require(images, np.float32, ["C_CONTIGUOUS", "ALIGNED"])
         if images.size and np.isnan(images.min()):  # the minimum of anything with a NaN is NaN, and quick to find
             raise FloatingPointError("NaN cannot be quantized: the images are not finite")
         return images
