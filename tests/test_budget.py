@@ -1,11 +1,15 @@
-"""Budgets: exactly one unit, the reachable range, and the text of an impossible one."""
+"""Budgets: exactly one unit, uniform bits as a number, the reachable range, and the text of an impossible one."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
-from qvit.budget import Budget, BudgetError, check_reachable, reachable
+from qvit.budget import Budget, BudgetError, check_budget, check_reachable, reachable, resolve_budget
 from qvit.convert import quantize
 from qvit.cost import bits_in_force, cost, costs
 from qvit.quantizer import named_quantizers
@@ -17,7 +21,7 @@ UNITS = ["gbitops", "average_weight_bits", "kib"]
 
 @pytest.mark.parametrize("given", [{}, {"gbitops": 1.0, "kib": 2.0}], ids=["none", "two"])
 def test_exactly_one(given: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="exactly one of gbitops, average_weight_bits, kib, milliseconds; given: "):
+    with pytest.raises(ValueError, match=r"exactly one of gbitops, .*, milliseconds, uniform; given: "):
         Budget(**given)
 
 
@@ -66,3 +70,61 @@ def test_spent_is_differentiable() -> None:
     bits = {name: widths.clone().requires_grad_() for name, widths in bits_in_force(model).items()}
     Budget(gbitops=1.0).spent(costs(model), bits).backward()
     assert all(torch.all(t.grad > 0) for t in bits.values())  # type: ignore[operator]
+
+
+# Uniform bits.
+
+MIXED = Spec(LearnedBits(2, 8), LearnedBits(2, 6), overrides=(("blocks.0.mlp.fc1.*", FixedBits(5)),))
+"""What is learned and what is fixed: the edges at 8 bits, one layer at 5."""
+
+
+def fixed(weight_bits: int, activation_bits: int) -> Spec:
+    return dataclasses.replace(MIXED, weights=FixedBits(weight_bits), activations=FixedBits(activation_bits))
+
+
+@pytest.mark.parametrize(("uniform_bits", "widths"), [(3, (3, 3)), ((2, 3), (2, 3)), (8, (8, 8))])
+def test_uniform_bits_are_the_cost_of_the_model_with_these_bits(uniform_bits: Any, widths: tuple[int, int]) -> None:
+    budget = Budget(uniform=uniform_bits)
+    assert budget.unit == "uniform"
+    learned, same = quantize(vit(), MIXED), quantize(vit(), fixed(*widths))
+    number = resolve_budget(budget, learned)
+    assert number.unit == "gbitops"
+    assert number.limit == pytest.approx(cost(same).gbitops, rel=1e-12)
+    assert check_budget(learned, budget) == number
+    assert resolve_budget(number, learned) is number
+
+
+def test_uniform_bits_are_one_number_wherever_the_bits_are_and_after_the_lock() -> None:
+    model = quantize(vit(), MIXED)
+    number = resolve_budget(Budget(uniform=3), model)
+    mix_bits(model)
+    assert resolve_budget(Budget(uniform=3), model) == number
+    for quantizer in named_quantizers(model).values():
+        quantizer.lock()
+    assert resolve_budget(Budget(uniform=3), model) == number != Budget(gbitops=cost(model).gbitops)
+
+
+def test_uniform_bits_that_the_model_cannot_reach() -> None:
+    with pytest.raises(BudgetError, match=r"a budget of 0.\d+ gbitops cannot be met: with the smallest allowed bits"):
+        check_budget(quantize(vit(), Spec(LearnedBits(4, 8), LearnedBits(4, 8))), Budget(uniform=3))
+
+
+@pytest.mark.parametrize("model", [quantize(vit(), fixed(4, 4)), vit()], ids=["fixed", "float"])
+def test_uniform_bits_of_a_model_that_learns_none(model: nn.Module) -> None:
+    with pytest.raises(
+        ValueError, match=r"a budget of uniform = 3 is for learned bits, and this model has none: leave"
+    ):
+        check_budget(model, Budget(uniform=3))
+
+
+def test_uniform_bits_have_no_limit_without_a_model() -> None:
+    with pytest.raises(ValueError, match=r"a budget of uniform = 3 has no limit before qvit.budget.resolve_budget"):
+        _ = Budget(uniform=3).limit
+
+
+@pytest.mark.parametrize("bits", [1, 9, 2.5, (3, 9)])
+def test_uniform_bits_that_do_not_exist(bits: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"Budget.uniform is .*; (bit-widths go from 2 to 8|it must be a whole number)"
+    ):
+        Budget(uniform=bits)

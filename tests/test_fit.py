@@ -57,7 +57,7 @@ def test_an_impossible_budget_is_refused_before_training(tmp_path: Path) -> None
 
 def test_a_budget_of_uniform_bits_is_the_cost_of_the_uniform_model() -> None:
     written, number = (
-        toy_run(SHORT, budget=budget, evaluation=None)[0] for budget in (Budget(uniform=3), three_bits())
+        toy_run(SHORT, budget=budget, evaluation=None, max_steps=1)[0] for budget in (Budget(uniform=3), three_bits())
     )
     assert same_state(written, number) == []
 

@@ -97,6 +97,17 @@ def test_over_budget_is_refused_and_at_budget_is_not() -> None:
             freeze(model, Budget(**{unit: getattr(exact, unit) * 0.999}))
 
 
+def test_a_budget_of_uniform_bits_is_checked_after_the_lock_as_before_it() -> None:
+    model = calibrated(vit(), Spec())
+    for name, quantizer in named_quantizers(model).items():
+        if quantizer.is_learned:
+            quantizer.set_bits(torch.full_like(quantizer.bits, 4 if name.endswith(".weight") else 3))
+            quantizer.lock()
+    freeze(model, Budget(uniform=(4, 3)))
+    with pytest.raises(FreezeError, match=r"the model costs [0-9.]+ gbitops, over the budget of"):
+        freeze(model, Budget(uniform=3))
+
+
 @pytest.mark.parametrize(
     ("make", "layer"),
     [

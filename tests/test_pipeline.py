@@ -94,6 +94,23 @@ def test_provenance_is_that_of_the_row(done: tuple[Path, Path]) -> None:
     assert provenance["versions"] == read_result(run)["versions"]
 
 
+def test_a_budget_of_uniform_bits_is_a_number_in_all_that_a_run_leaves(done: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = dataclasses.replace(
+        load_recipe(done[0], ["fit.epochs=0.4", "fit.distillation=0.0", "fit.cache_teacher=false"]),
+        **{"budget": Budget(uniform=3), "train_float": None, "uniform_baseline": 0},
+    )
+    result = run_recipe(recipe, tmp_path / "run", quiet=True)
+    number = {"gbitops": pytest.approx(UNIFORM3)}
+    assert result["budget"] == number
+    assert result["gbitops"] <= result["budget_gbitops"] == pytest.approx(UNIFORM3)
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["budget"] == number
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["budget"] == {"kind": "Budget", "uniform": 3}
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(RecipeError, match=r"another recipe, which differs in budget.uniform; resume it"):
+        run_recipe(dataclasses.replace(recipe, budget=Budget(uniform=4)), tmp_path / "run", resume=True, quiet=True)
+    assert run_recipe(recipe, tmp_path / "run", resume=True, quiet=True)["budget"] == number
+
+
 def test_load_gives_the_trained_module(done: tuple[Path, Path]) -> None:
     """The module of the run directory classifies as result.json says, and costs what it says."""
     _, run = done

@@ -11,9 +11,9 @@ import pytest
 
 from qvit.allocate import Lagrangian, Published
 from qvit.bit_schedule import BitSchedule
-from qvit.budget import BudgetError
+from qvit.budget import Budget, BudgetError
 from qvit.cli import main
-from qvit.cli.plan import duration, size_of_file
+from qvit.cli.plan import duration, lines_of, size_of_file
 from qvit.feature_distill import FeatureDistillation
 from qvit.fit_config import FitConfig
 from qvit.memory import Memory
@@ -255,6 +255,15 @@ def test_a_budget_out_of_reach_is_refused() -> None:
             images=160,
             seconds=1e-9,
         )
+
+
+def test_a_budget_of_uniform_bits_is_planned_as_a_number() -> None:
+    found = plan(toy(budget=Budget(uniform=3)), images=160, seconds=1e-9)
+    assert found.budget is not None
+    assert found.reach is not None
+    assert found.budget.unit == "gbitops"
+    assert found.reach[0] < found.budget.limit < found.reach[1]
+    assert f"budget {found.budget.limit:g} gbitops; the bits can cost" in "\n".join(lines_of(found, Path("runs/x")))
 
 
 def test_plan_errors_are_for_users() -> None:

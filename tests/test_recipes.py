@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from qvit.budget import BudgetError, check_budget
+from qvit.budget import Budget, BudgetError, check_budget
+from qvit.cost import cost
 from qvit.dry_run import dry_run
 from qvit.float_model import create_float_model
 from qvit.methods import METHODS
 from qvit.recipe import FLOAT, Recipe, load_recipe
+from qvit.spec import FixedBits, Spec
 from toy_models import uniform
 
 ROOT = Path(__file__).parent.parent / "recipes"
@@ -92,8 +94,13 @@ def test_dry_run_passes_the_stage_of_float_weights(monkeypatch: pytest.MonkeyPat
     assert len(fitted) == 1
 
 
+def test_dry_run_says_what_a_budget_of_uniform_bits_is() -> None:
+    recipe = small(quantize=Spec(), budget=Budget(uniform=(2, 3)))
+    model = METHODS["qvit"].quantize(create_float_model(recipe.model), Spec(FixedBits(2), FixedBits(3)))
+    assert any(f"budget: {cost(model).gbitops:g} gbitops; this model reaches" in line for line in dry_run(recipe))
+
+
 def test_dry_run_fails_where_the_run_would() -> None:
-    from qvit.budget import Budget
     from qvit.emitter import FreezeError
 
     with pytest.raises(BudgetError, match="cannot be met"):

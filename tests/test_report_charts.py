@@ -72,6 +72,13 @@ def test_long_logs_are_thinned_to_means_that_keep_the_last_step(tmp_path: Path) 
     assert len(pictures["training-top1"].tables["evaluations"].rows) == 2
 
 
+def test_the_budget_of_a_run_that_is_still_training_is_in_its_provenance(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ["metrics", "recipe"])
+    (folder / "provenance.json").write_text(json.dumps({"budget": {"gbitops": 0.04}}))
+    pictures = {picture.key: picture for picture in training([read_run("run", folder)], Cast(["run"], legend=False))}
+    assert pictures["training-gbitops"].tables["budgets"].rows == [("run", 0.04)]
+
+
 def test_an_accuracy_of_zero_is_an_evaluation(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", ["metrics"], steps=4)
     with (folder / "metrics.jsonl").open("a") as log:

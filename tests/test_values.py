@@ -148,5 +148,26 @@ def test_missing_file(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.toml")
 
 
+@pytest.mark.parametrize(("toml", "expected"), [("3", 3), ("[2, 3]", (2, 3))], ids=["one", "pair"])
+def test_a_budget_of_uniform_bits_is_one_number_or_two(toml: str, expected: object, tmp_path: Path) -> None:
+    budget = load(tmp_path, f"[budget]\nuniform = {toml}").budget
+    assert budget == Budget(uniform=expected)  # type: ignore[arg-type]
+    assert from_values(Budget, json.loads(json.dumps(to_values(budget))), "budget") == budget
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("'w2a3'", r"r.toml.budget.uniform is 'w2a3'; it must be an int"),
+        ("[2]", r"r.toml.budget.uniform has 1 entries; it must have 2"),
+        ("[2, 9]", r"Budget.uniform is 9; bit-widths go from 2 to 8"),
+        ("3\ngbitops = 1.0", r"exactly one of .*given: .'gbitops': 1.0, 'uniform': 3"),
+    ],
+)
+def test_what_is_no_budget_of_uniform_bits(toml: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(tmp_path, f"[budget]\nuniform = {toml}")
+
+
 def test_none_is_left_out() -> None:
     assert to_values(Budget(kib=2.0)) == {"kind": "Budget", "kib": 2.0}

@@ -4,9 +4,12 @@
     Budget(average_weight_bits=3.0)    mean bits of a quantized weight
     Budget(kib=2048)                   packed weights
     Budget(milliseconds=5.3, table="deit_tiny.latency.json")    time of one call, on the machine of the table (`latency`)
+    Budget(uniform=3), Budget(uniform=(2, 3))    GBitOPs of the same model with these bits (of weights, of activations)
+                                                 wherever bits are learned: what a uniform model would cost
 
 Every unit goes through the same differentiable function of the bits (`spent`), so penalty, allocation and lock know no
-units; they work with spent / limit, which makes a micro model and a large one feel a budget alike.
+units; they work with spent / limit, which makes a micro model and a large one feel a budget alike. Uniform bits are a
+number only beside a model: `resolve_budget` makes GBitOPs of them, as `check_budget` does, where a training begins.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .cost import BitTable, Costs, costs
+from .cost import BitTable, Costs, costs, uniform_bits
 from .latency import latency_table, milliseconds
 from .quantizer import named_quantizers, require_quantized
+from .spec import LearnedBits, check_bits
 
-UNITS = ("gbitops", "average_weight_bits", "kib", "milliseconds")
+UNITS = ("gbitops", "average_weight_bits", "kib", "milliseconds", "uniform")
 
 
 class BudgetError(ValueError):
@@ -29,19 +33,27 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True)
 class Budget:
-    """One limit: set exactly one of the units. `table` is the latency table that milliseconds are looked up in."""
+    """One limit: set exactly one of the units.
+
+    table    the latency table that milliseconds are looked up in
+    uniform  bits, or (weight bits, activation bits)
+    """
 
     gbitops: float | None = None
     average_weight_bits: float | None = None
     kib: float | None = None
     milliseconds: float | None = None
     table: str | None = None
+    uniform: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in UNITS if getattr(self, name) is not None}
         if len(given) != 1:
             raise ValueError(f"a budget needs exactly one of {', '.join(UNITS)}; given: {given or 'none'}")
-        if not self.limit > 0:
+        if self.uniform is not None:
+            for bits in self.uniform_widths:
+                check_bits("Budget.uniform", bits)
+        elif not self.limit > 0:
             raise ValueError(f"a budget must be positive; given {self.unit} = {self.limit}")
         if self.milliseconds is not None and self.table is None:
             raise ValueError(
@@ -58,16 +70,30 @@ class Budget:
 
     @property
     def limit(self) -> float:
-        """Its value."""
+        """Its value. Raises ValueError for uniform bits, which have one beside a model only: `resolve_budget`."""
+        if self.uniform is not None:
+            raise ValueError(f"a budget of uniform = {self.uniform} has no limit before qvit.budget.resolve_budget")
         return float(getattr(self, self.unit))
+
+    @property
+    def record(self) -> dict[str, float]:
+        """{unit: limit}, as JSON files have it."""
+        return {self.unit: self.limit}
+
+    @property
+    def uniform_widths(self) -> tuple[int, int]:
+        """(weight bits, activation bits) of `uniform`."""
+        assert self.uniform is not None
+        return self.uniform if isinstance(self.uniform, tuple) else (self.uniform, self.uniform)
 
     def spent(self, shape: Costs, bits: BitTable) -> Tensor:
         """Cost of the given bits in this unit, a scalar tensor, differentiable in the bits.
 
-        Raises LatencyError when the table of a budget in milliseconds is missing, damaged or of another network.
+        Uniform bits are counted in GBitOPs. Raises LatencyError when the table of a budget in milliseconds is missing,
+        damaged or of another network.
         """
         match self.unit:
-            case "gbitops":
+            case "gbitops" | "uniform":
                 return shape.gbitops(bits)
             case "average_weight_bits":
                 return shape.average_weight_bits(bits)
@@ -82,6 +108,21 @@ class Budget:
         if self.table is None or latency_table(self.table).bits_matter:
             return ""
         return f"bits do not change the time on this path ({latency_table(self.table).path})"
+
+
+def resolve_budget(budget: Budget, model: nn.Module) -> Budget:
+    """The budget as a number: uniform bits in GBitOPs of the quantized `model`, any other unit as it is.
+
+    Raises ValueError for uniform bits when the model learns none: they would be met by whatever its bits are.
+    """
+    if budget.uniform is None:
+        return budget
+    if not any(isinstance(quantizer.bits_spec, LearnedBits) for quantizer in named_quantizers(model).values()):
+        raise ValueError(
+            f"a budget of uniform = {budget.uniform} is for learned bits, and this model has none: leave the budget out, "
+            "give it as gbitops, or learn bits (LearnedBits)"
+        )
+    return Budget(gbitops=float(costs(model).gbitops(uniform_bits(model, *budget.uniform_widths))))
 
 
 def reachable(model: nn.Module, budget: Budget) -> tuple[float, float]:
@@ -99,19 +140,23 @@ def reachable(model: nn.Module, budget: Budget) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def check_budget(model: nn.Module, budget: Budget | None) -> None:
+def check_budget(model: nn.Module, budget: Budget | None) -> Budget | None:
     """Before any training: a float model needs no budget, learned bits need one, and it must be reachable.
 
-    Raises ValueError, of which BudgetError is one.
+    Returns the budget as a number (`resolve_budget`). Raises ValueError, of which BudgetError is one.
     """
     quantizers = named_quantizers(model).values()
     if budget is None:
         if any(quantizer.is_learned for quantizer in quantizers):
             raise ValueError(
-                "the model has learned bits, so it needs a budget: qvit.Budget(gbitops=...), or [budget] in the recipe"
+                "the model has learned bits, so it needs a budget: qvit.Budget(gbitops=...), or [budget] in the recipe; "
+                "uniform = 3 is what 3 bits everywhere cost"
             )
-    elif quantizers:
+        return None
+    budget = resolve_budget(budget, model)
+    if quantizers:
         check_reachable(model, budget)
+    return budget
 
 
 def check_reachable(model: nn.Module, budget: Budget) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .attention import QuantAttention, QuantWindowAttention
 from .layers import QuantConv2d, QuantLinear
 from .quantizer import require_quantized
-from .spec import MIN_BITS
+from .spec import MIN_BITS, LearnedBits
 
 BitTable = dict[str, Tensor]
 
@@ -175,9 +175,21 @@ def bits_in_force(model: nn.Module) -> BitTable:
     return {name: quantizer.bit_width.double() for name, quantizer in require_quantized(model).items()}
 
 
+def uniform_bits(model: nn.Module, weight_bits: int, activation_bits: int) -> BitTable:
+    """The bits of the same model where all that it learns has these widths, what is fixed as it is.
+
+    What is locked was learned: the answer is the same before and after training.
+    """
+    weights, table = costs(model).weights, bits_in_force(model)
+    for name, quantizer in require_quantized(model).items():
+        if isinstance(quantizer.bits_spec, LearnedBits):
+            table[name] = torch.full_like(table[name], weight_bits if name in weights else activation_bits)
+    return table
+
+
 @dataclass(frozen=True)
 class CostSummary:
-    """The exact cost of a model as it stands."""
+    """An exact cost."""
 
     gbitops: float
     average_weight_bits: float
@@ -187,8 +199,12 @@ class CostSummary:
 
 
 def cost(model: nn.Module) -> CostSummary:
-    """Exact cost of a quantized model with the bits in force; `products` maps each product to its GBitOPs."""
-    shape, bits = costs(model), bits_in_force(model)
+    """Exact cost of a quantized model with the bits in force."""
+    return summarize(costs(model), bits_in_force(model))
+
+
+def summarize(shape: Costs, bits: BitTable) -> CostSummary:
+    """Exact cost of whole-number bits; `products` maps each product to its GBitOPs."""
     return CostSummary(
         gbitops=float(shape.gbitops(bits)),
         average_weight_bits=float(shape.average_weight_bits(bits)),

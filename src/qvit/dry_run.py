@@ -49,7 +49,7 @@ def _dry(recipe: Recipe, steps: int) -> Iterator[str]:
     if method is not None:
         model = method.quantize(context.model, recipe.quantize)
         method.calibrate(model, recipe.quantize, context.splits.calibration, 1)
-        check_budget(model, budget)
+        budget = check_budget(model, budget)
         if recipe.init_bits:
             apply_init_bits(model, recipe.init_bits)
         yield f"calibration: {METHODS[recipe.method].label(recipe.quantize)}"

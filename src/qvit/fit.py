@@ -120,7 +120,7 @@ def fit(
     config = config or FitConfig()
     if not config.epochs:
         raise ValueError("fit.epochs is 0, so there is nothing to train; qvit.calibrate alone is the post-training way")
-    check_budget(model, budget)
+    budget = check_budget(model, budget)
     if config.distillation > 0 and teacher is None:
         raise ValueError(f"fit.distillation is {config.distillation} but there is no teacher; pass teacher=float_model")
     if config.features is not None and teacher is None:

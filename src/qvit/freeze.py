@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import qvit_runtime.program as p
 
 from .attention import QuantAttention, QuantWindowAttention
-from .budget import Budget
+from .budget import Budget, resolve_budget
 from .cost import bits_in_force, costs
 from .data import model_preprocess
 from .emitter import Emitter, FreezeError
@@ -46,6 +46,7 @@ def freeze(
     """
     require_calibrated(model, "qvit.calibrate")
     if budget is not None:
+        budget = resolve_budget(budget, model)
         spent = float(budget.spent(costs(model), bits_in_force(model)))
         if spent > budget.limit * (1 + 1e-9):
             raise FreezeError(

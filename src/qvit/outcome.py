@@ -51,7 +51,7 @@ class Judged:
 
 
 def outcome(price: dict[str, Any], judged: Judged, budget: Budget | None, classes: int | None) -> dict[str, Any]:
-    """Fields of result.json of a quantized row; `price` comes from one of the two functions below."""
+    """Fields of result.json of a quantized row; `price` comes from one of the two functions below, `budget` is a number."""
     module, reference = judged.module, judged.reference
     return {
         "images": module.images,
@@ -63,7 +63,7 @@ def outcome(price: dict[str, Any], judged: Judged, budget: Budget | None, classe
         "collapse": collapse(module.top1, reference.top1, classes),
         **price,
         "budget_gbitops": budget.gbitops if budget is not None else None,
-        "budget": None if budget is None else {budget.unit: budget.limit},
+        "budget": None if budget is None else budget.record,
         "artifact": "model.qvit",
     }
 

@@ -183,7 +183,7 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
         tensors, _ = load_tensors(weights)
         context.model.load_state_dict(tensors)
         return json.loads(done.read_text())
-    config = _begin(context, run, row)
+    config = _begin(context, run, row, None)
     result = _fit(context, context.model, run, config, None, resume)
     context.model.eval()
     if not is_main():
@@ -205,8 +205,10 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     if (folder / "result.json").exists():
         check_recipe(run, _resolved(context, row))
         return json.loads((folder / "result.json").read_text())
-    config, method = _begin(context, run, row), METHODS[row.method]
+    method = METHODS[row.method]
     model = method.quantize(context.model, row.quantize)
+    budget = check_budget(model, row.budget)
+    config = _begin(context, run, row, budget)
     if context.show_placement and is_main():
         print(format_placement(method.placement(model)), file=sys.stderr)
     batches = calibration_batches(row, context.data)
@@ -219,12 +221,12 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     result = None
     if config.epochs:
         guide = method.guide(model, row.quantize, context.model)
-        result = _fit(context, model, run, config, row.budget, resume, guide, allocated=bool(row.init_bits))
+        result = _fit(context, model, run, config, budget, resume, guide, allocated=bool(row.init_bits))
     model.eval()
     if is_main():
         _save_model(model, run, row)
     program = method.freeze(
-        model, row.budget, preprocess_of(context.data, context.splits.class_names), row.model.name, {"row": name}
+        model, budget, preprocess_of(context.data, context.splits.class_names), row.model.name, {"row": name}
     )
     artifact = to_bytes(program)
     if is_main():
@@ -236,7 +238,7 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     write_activations(run, program, context.splits.calibration)
     record = _common(context, row, name, result, calibration_seconds)
     price = cost_of_module(model) if method.quantizers else cost_of_program(program)
-    record |= outcome(price, judged, row.budget, context.data.num_classes)
+    record |= outcome(price, judged, budget, context.data.num_classes)
     record["artifact_kib"] = len(artifact) / 1024
     run.write_json("result.json", record)
     return record
@@ -348,11 +350,11 @@ def _resolved(context: Context, row: Recipe) -> Recipe:
     return dataclasses.replace(row, data=context.data, fit=dataclasses.replace(row.fit, seed=row.seed))
 
 
-def _begin(context: Context, run: Run, row: Recipe) -> FitConfig:
-    """Write or check what this row is made of; returns its FitConfig."""
+def _begin(context: Context, run: Run, row: Recipe, budget: Budget | None) -> FitConfig:
+    """Write or check what this row is made of, its budget as a number; returns its FitConfig."""
     resolved = _resolved(context, row)
     if is_main():
-        begin(run, resolved)
+        begin(run, resolved, budget)
     return resolved.fit
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .budget import reachable
+from .budget import Budget, reachable, resolve_budget
 from .methods import METHODS, learns_bits
 from .pipeline import calibration_batches, float_row, uniform_row
 from .plan_stage import PlanError, Stage, stage
@@ -52,6 +52,7 @@ class Plan:
     rehearsed_batch  images of a measured step; batch_size is the recipe's
     generated        the images were generated, because the recipe's are not here
     opening          seconds to open the data and check the recipe
+    budget           as a number, also where the recipe has it in uniform bits; None without one
     reach            least and most that the bits can cost, in the unit of the budget; None without one
     """
 
@@ -66,6 +67,7 @@ class Plan:
     threads: int
     devices: int
     opening: float
+    budget: Budget | None
     reach: tuple[float, float] | None
     rows: tuple[RowPlan, ...]
 
@@ -109,6 +111,7 @@ def plan(
             _plan_row(row, small, folder, rehearse(context, small, device_batch), staged, devices)
             for (folder, row), (_, small) in zip(rows_of(recipe), rows_of(context.recipe), strict=True)
         )
+        budget, reach = _budget(recipe, context.model)
         return Plan(
             model=recipe.model.name,
             parameters=sum(parameter.numel() for parameter in context.model.parameters()),
@@ -121,15 +124,19 @@ def plan(
             threads=torch.get_num_threads(),
             devices=devices,
             opening=staged.opening,
-            reach=_reach(recipe, context.model),
+            budget=budget,
+            reach=reach,
             rows=rows,
         )
 
 
-def _reach(recipe: Recipe, model: nn.Module) -> tuple[float, float] | None:
+def _budget(recipe: Recipe, model: nn.Module) -> tuple[Budget | None, tuple[float, float] | None]:
+    """(budget as a number, what its bits can cost) of a recipe with a budget"""
     if recipe.budget is None or recipe.method == FLOAT:
-        return None
-    return reachable(METHODS[recipe.method].quantize(model, recipe.quantize), recipe.budget)
+        return None, None
+    quantized = METHODS[recipe.method].quantize(model, recipe.quantize)
+    budget = resolve_budget(recipe.budget, quantized)
+    return budget, reachable(quantized, budget)
 
 
 def rows_of(recipe: Recipe) -> list[tuple[str, Recipe]]:

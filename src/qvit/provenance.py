@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from .budget import Budget
 from .data.shards import PREFIXES as STREAMS
 from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
 from .runs import Run
@@ -44,13 +45,17 @@ def is_harmless(key: str, row: Recipe) -> bool:
     return key in HARMLESS or (row.method == "float" and key.partition(".")[0] in NOT_OF_FLOAT_ROWS)
 
 
-def begin(run: Run, row: Recipe) -> None:
-    """Write recipe.json and provenance.json of a resolved recipe; a resume is added to the latter. Main process only."""
+def begin(run: Run, row: Recipe, budget: Budget | None) -> None:
+    """Write recipe.json and provenance.json of a resolved recipe; a resume is added to the latter. Main process only.
+
+    budget  as a number, which the recipe may have in uniform bits (`budget.resolve_budget`)
+    """
     check_recipe(run, row)
     run.write_json("recipe.json", recipe_to_values(row))
     start = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": row.seed,
+        "budget": None if budget is None else budget.record,
         "versions": versions(),
         "source": source(Path(__file__).parent),
         "threads": torch.get_num_threads(),

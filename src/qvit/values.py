@@ -1,7 +1,7 @@
 """Plain values <-> frozen dataclasses: what recipes and result files are read and written with.
 
 A dataclass is a table of its fields. Where a field may hold one of several dataclasses (bits, heads, allocation), the table
-carries `kind`, the class name. Unknown keys are errors that list the known ones; values are checked by the dataclass itself.
+carries `kind`, the class name; where it may hold one value or several, a list is the latter. Unknown keys are errors that list the known ones; values are checked by the dataclass itself.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def _union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     others = [k for k in kinds if k is not type(None) and k not in classes.values()]
     if not others:
         raise ValueError(f"{where} is {value!r}; it must be a table with kind = {' or '.join(map(repr, classes))}")
-    return from_values(others[0], value, where)
+    is_list = isinstance(value, (list, tuple))
+    return from_values(next((k for k in others if (get_origin(k) is tuple) == is_list), others[0]), value, where)
 
 
 def _tuple(kinds: tuple[Any, ...], value: Any, where: str) -> Any:

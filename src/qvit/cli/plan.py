@@ -13,7 +13,6 @@ from typing import Any
 
 from ..memory import Memory
 from ..plan import Plan, RowPlan, plan
-from ..recipe import Recipe
 from .output import say
 from .run import add_recipe_options, recipe_of
 
@@ -48,9 +47,10 @@ def plan_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = recipe_of(arguments.recipe, arguments)
     out = arguments.out or Path("runs") / arguments.recipe.stem
     found = plan(recipe, arguments.devices, arguments.images, arguments.eval_images, arguments.seconds)
-    say(arguments, *lines_of(recipe, found, out), f"next: qvit run {arguments.recipe}")
+    say(arguments, *lines_of(found, out), f"next: qvit run {arguments.recipe}")
     return {
         **dataclasses.asdict(found),
+        "budget": None if found.budget is None else found.budget.record,
         "seconds": found.seconds,
         "disk": found.disk,
         "peak_memory": max((row.rehearsal.memory.peak for row in found.rows if row.rehearsal.memory), default=0),
@@ -58,7 +58,7 @@ def plan_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def lines_of(recipe: Recipe, found: Plan, out: Path) -> Iterator[str]:
+def lines_of(found: Plan, out: Path) -> Iterator[str]:
     """The plan for people."""
     data = "generated images in the place of its own" if found.generated else "its own images"
     size = f"{found.rehearsed_batch} of the {found.batch_size} images of a batch"
@@ -71,9 +71,9 @@ def lines_of(recipe: Recipe, found: Plan, out: Path) -> Iterator[str]:
     yield f"measured on {found.device}, {found.threads} threads, {data}, {size}"
     if found.devices > 1:
         yield f"{found.devices} devices, each as fast as this one: taken to lose no time between them"
-    if recipe.budget is not None and found.reach is not None:
+    if found.budget is not None and found.reach is not None:
         least, most = found.reach
-        yield f"budget {recipe.budget.limit:g} {recipe.budget.unit}; the bits can cost {least:.4f} to {most:.4f}"
+        yield f"budget {found.budget.limit:g} {found.budget.unit}; the bits can cost {least:.4f} to {most:.4f}"
     for row in found.rows:
         yield ""
         yield from _lines_of_row(row, out)

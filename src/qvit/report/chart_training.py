@@ -96,10 +96,10 @@ def _mean(lines: Sequence[Numbers], name: str) -> float | None:
 
 
 def _budgets(runs: Sequence[Run]) -> Table:
-    """Budgets in GBitOPs, of the outcome or, while a run is trained, of its recipe."""
+    """Budgets in GBitOPs, of the outcome or, while a run is trained, of its provenance."""
     rows = []
     for run in runs:
-        budget = run.outcome.budget if run.outcome is not None else (run.recipe or {}).get("budget") or {}
+        budget = run.outcome.budget if run.outcome is not None else (run.provenance or {}).get("budget") or {}
         limit = budget.get("gbitops")
         if isinstance(limit, (int, float)):
             rows.append((run.name, digits(limit)))
