@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,38 @@ def test_errors(
     err = capsys.readouterr().err
     assert re.match(text, err), err
     assert err.count("\n") == 1
+
+
+def test_classes_that_are_other_outputs_need_a_map(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Five of the ten digits: ptq, analyze and eval of a model or of an artifact refuse to number them 0 to 4."""
+    recipe, run = done
+    some = tmp_path / "some"
+    for split in ("train", "validation"):
+        for digit in "56789":
+            shutil.copytree(recipe.parent / "digits" / split / digit, some / split / digit)
+    (tmp_path / "names.txt").write_text("\n".join("0123456789"))
+    data, class_map = ["--data", str(some)], ["--class-map", str(tmp_path / "names.txt")]
+    out = ["--out", str(tmp_path / "ptq")]
+    ptq_verb = ["ptq", str(run / "float"), "--calibration-images", "16", *out]
+    evals = [["eval", str(run / "float")], ["eval", str(run / "model.qvit")]]
+    for verb in (ptq_verb, ["analyze", str(run / "float"), "--out", str(tmp_path / "analysis")], *evals):
+        assert main([*verb, *data]) == 2
+        text = r"qvit: split '\w+' has 5 classes \(5, 6, 7, ...\), but the model has 10 outputs: .* \(--class-map\)"
+        assert re.match(text, capsys.readouterr().err)
+    result, _ = ptq(capsys, *ptq_verb[1:], *data, *class_map)
+    assert main([*evals[0], *data, *class_map, "--json", "-"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert (result["images"], result["top1_float"]) == (40, table["top1"])
+    assert main(["eval", str(tmp_path / "ptq"), "--json", "-"]) == 0  # the run remembers the map
+    assert json.loads(capsys.readouterr().out)["top1"] == result["top1"]
+    whole = ["eval", str(run / "float"), "--json", "-"]
+    shown = []
+    for digit in "0123456789":  # the labels are those that the whole evaluation split has
+        one = tmp_path / "one" / digit
+        shutil.copytree(recipe.parent / "digits" / "validation" / digit, one / digit)
+        assert main([*whole, "--data", str(one), "--split", "", *class_map]) == 0
+        shown.append(json.loads(capsys.readouterr().out)["top1"])
+    assert main(whole) == 0
+    assert sum(shown) / 10 == pytest.approx(json.loads(capsys.readouterr().out)["top1"])

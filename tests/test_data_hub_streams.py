@@ -89,6 +89,18 @@ def test_what_must_be_said(config: DataConfig, tmp_path: Path) -> None:
     names.write_text("z\ny\nx\n")
     labels = torch.cat([labels for _, labels in open_eval(replace(config, class_map=str(names)))])
     assert labels.tolist() == [1, 0, 2], "100, 101, 102 are of the classes y, z, x"
+    for opened in (
+        lambda: open_data(replace(config, num_classes=9), seed=0),
+        lambda: open_eval(replace(config, num_classes=9)),
+    ):
+        with pytest.raises(
+            DataError, match=r"has 3 classes \(x, y, z\), but the model has 9 outputs: .* give class_map"
+        ):
+            opened()
+    with pytest.raises(
+        DataError, match=r"eval_split='train' have images in common: .*; name another split in eval_split"
+    ):
+        open_data(replace(config, eval_split="train"), seed=0)
     with pytest.raises(DataError, match=r"the evaluation split declares 4 images, but its shards hold 3"):
         list(open_eval(replace(config, eval_split="validation|4")))
 

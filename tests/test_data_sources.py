@@ -89,14 +89,15 @@ def test_an_evaluation_split_with_fewer_classes_keeps_the_training_labels(folder
     for path in (folder / "val" / "a").iterdir():
         path.unlink()
     splits = open_data(replace(CONFIG, dataset="folder", root=str(folder)), seed=0)
-    labels = torch.cat([labels for _, labels in splits.eval])
-    assert sorted(set(labels.tolist())) == [1, 2]
+    for loader in (splits.eval, open_eval(replace(CONFIG, dataset="folder", root=str(folder)))):
+        labels = torch.cat([labels for _, labels in loader])
+        assert sorted(set(labels.tolist())) == [1, 2]
 
 
 def test_an_evaluation_split_with_unknown_classes(folder: Path) -> None:
     paint(folder / "val" / "zebra" / "0.png", 0)
     with pytest.raises(DataError, match=r"split 'validation' has classes that 'train' has not: zebra"):
-        open_data(replace(CONFIG, dataset="folder", root=str(folder), num_classes=4), seed=0)
+        open_data(replace(CONFIG, dataset="folder", root=str(folder)), seed=0)
 
 
 def test_class_map(folder: Path) -> None:
@@ -107,23 +108,82 @@ def test_class_map(folder: Path) -> None:
     assert open_data(config, seed=0).class_names == ("b", "c", "a")
 
 
+def test_a_class_map_says_which_of_more_outputs(folder: Path) -> None:
+    """Blank lines count; every folder must be in it, or its images would be left out without a word."""
+    (folder / "names.txt").write_text("other\n\nc\nb\na\n")
+    config = replace(CONFIG, dataset="folder", root=str(folder), class_map=str(folder / "names.txt"), num_classes=20)
+    splits = open_data(config, seed=0)
+    assert splits.class_names == ("other", "c", "b", "a")
+    training, evaluation = {0: 2, 1: 3, 2: 4}, {1: 2, 2: 3, 0: 4}  # grey modulo 3 -> label, of c, b, a
+    for loader, expected in (
+        (splits.calibration, training),
+        (splits.eval, evaluation),
+        (open_eval(config), evaluation),
+    ):
+        seen = [(grey % 3, label) for x, y in loader for grey, label in zip(greys(x), y.tolist(), strict=True)]
+        assert set(seen) == set(expected.items())
+    (folder / "names.txt").write_text("b\n")
+    for opened in (lambda: open_data(config, seed=0), lambda: open_eval(config)):
+        with pytest.raises(DataError, match=r"names.txt' has no place for a, c; correct it, or leave it out"):
+            opened()
+
+
 def test_an_evaluation_folder_alone(folder: Path) -> None:
     config = replace(CONFIG, dataset="folder", root=str(folder / "val"), eval_split="")
     assert sorted(grey for images, _ in open_eval(config) for grey in greys(images)) == list(range(100, 106))
     assert len(open_eval(config, max_images=5).dataset) == 5  # type: ignore[arg-type]
 
 
-def test_more_classes_than_outputs(folder: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"the data set has 3 classes, but num_classes=2; use a model with num_classes=3"
-    ):
-        open_data(replace(CONFIG, dataset="folder", root=str(folder), num_classes=2), seed=0)
+def test_fewer_classes_than_outputs_need_a_map(folder: Path) -> None:
+    config = replace(CONFIG, dataset="folder", root=str(folder), num_classes=20)
+    text = (
+        r"^split '{}' has 3 classes \(a, b, c\), but the model has 20 outputs: numbered by name they would be outputs 0 to 2, "
+        r"whatever those stand for; give class_map \(--class-map\), a text file with one class name per line in the order of "
+        r"the outputs, or use a model with num_classes=3$"
+    )
+    with pytest.raises(DataError, match=text.format("train")):
+        open_data(config, seed=0)
+    with pytest.raises(DataError, match=text.format("validation")):
+        open_eval(config)
+    with pytest.raises(DataError, match=text.format("")):
+        open_eval(replace(config, root=str(folder / "val"), eval_split=""))
+    open_eval(replace(config, num_classes=None))  # features: nobody counts
+
+
+@pytest.mark.parametrize("class_map", ["", "names.txt"])
+def test_more_classes_than_outputs(class_map: str, folder: Path) -> None:
+    (folder / "names.txt").write_text("a\nb\nc\n")
+    path = str(folder / class_map) if class_map else ""
+    config = replace(CONFIG, dataset="folder", root=str(folder), num_classes=2, class_map=path)
+    text = r"^split '(train|validation)' has 3 classes \(a, b, c\), but the model has 2 outputs; use .* num_classes=3$"
+    for opened in (lambda: open_data(config, seed=0), lambda: open_eval(config)):
+        with pytest.raises(DataError, match=text):
+            opened()
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation"), [("train", "train"), ("train", "training"), ("", ""), ("", "val"), ("val", "")]
+)
+def test_the_same_images_in_both_splits(train: str, evaluation: str, folder: Path) -> None:
+    """By one name, by two names of one folder, or one inside the other."""
+    config = replace(CONFIG, dataset="folder", root=str(folder), train_split=train, eval_split=evaluation)
+    text = rf"train_split='{train}' and eval_split='{evaluation}' have images in common: .* give two folders"
+    with pytest.raises(DataError, match=text):
+        open_data(config, seed=0)
+
+
+def test_the_same_images_in_both_splits_of_a_named_data_set() -> None:
+    config = replace(CONFIG, num_classes=10, eval_split="train")
+    with pytest.raises(DataError, match=r"have images in common: .* and then judge; name another split in eval_split"):
+        open_data(config, seed=0)
 
 
 def test_missing_folder_and_split(folder: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere is not a folder; set root to the folder"):
         open_data(replace(CONFIG, dataset="folder", root=str(folder / "nowhere")), seed=0)
-    with pytest.raises(DataError, match=r"split 'holdout' is not a folder in .*\['train', 'val'\]; set train_split"):
+    with pytest.raises(
+        DataError, match=r"split 'holdout' is not a folder in .*\['train', 'val'\]; set train_split and"
+    ):
         open_data(replace(CONFIG, dataset="folder", root=str(folder), eval_split="holdout"), seed=0)
 
 
@@ -163,7 +223,9 @@ def test_a_corrupt_image_is_named_by_workers_too(folder: Path) -> None:
 
 
 def test_images_without_labels(folder: Path) -> None:
-    splits = open_data(replace(CONFIG, dataset="images", root=str(folder), num_classes=None), seed=0)
+    config = replace(CONFIG, dataset="images", root=str(folder), num_classes=None)
+    open_data(replace(config, train_split="", eval_split=""), seed=0)  # nothing is trained on them
+    splits = open_data(config, seed=0)
     assert splits.class_names == ()
     images, labels = next(iter(splits.calibration))
     assert max(greys(images)) < 12
@@ -235,6 +297,11 @@ def test_local_parquet_folder(tmp_path: Path) -> None:
     assert sorted(grey for images, _ in splits.calibration for grey in greys(images)) == list(range(12))
     images, labels = next(iter(splits.eval))
     assert (greys(images), labels.tolist()) == ([100, 101, 102, 103], [0, 1, 2, 0])
+    (tmp_path / "names.txt").write_text("z\ny\nx\n")
+    labels = [y for _, y in open_eval(replace(config, class_map=str(tmp_path / "names.txt"), num_classes=4))]
+    assert labels[0].tolist() == [2, 1, 0, 2]
+    with pytest.raises(DataError, match=r"split 'train' has 3 classes \(x, y, z\), but the model has 4 outputs"):
+        open_data(replace(config, num_classes=4), seed=0)
     with pytest.raises(
         DataError, match=r"split 'test' cannot be opened: .*train.*validation.*\n.*set dataset to a local"
     ):

@@ -34,13 +34,15 @@ def generated_images(recipe: Recipe, train: int, evaluation: int, size: tuple[in
                 target = Path(folder, split, CLASSES[number % 2])
                 target.mkdir(parents=True, exist_ok=True)
                 _smooth_noise(generator, size).save(target / f"{number}.jpg", quality=90)
+        names = Path(folder, "classes.txt")  # the model has more outputs
+        names.write_text("\n".join(CLASSES))
         data = dataclasses.replace(
             recipe.data,
             dataset="folder",
             root=folder,
             train_split="train",
             eval_split="validation",
-            class_map="",
+            class_map=str(names),
         )
         model = dataclasses.replace(recipe.model, pretrained=False, checkpoint="")
         yield dataclasses.replace(recipe, data=data, model=model)

@@ -1,4 +1,4 @@
-"""What a verb reads: --data and --split on top of the settings that a run, a recipe or a model has, and its float model."""
+"""What a verb reads: --data, --split and --class-map on top of the settings that a run, a recipe or a model has, and its float model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..recipe import FLOAT, LOCAL, ModelConfig, load_recipe
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """--data and --split for `data_from`, --checkpoint and --num-classes of a float model given by its timm name."""
+    """--data, --split and --class-map for `data_from`, --checkpoint and --num-classes of a float model given by its timm name."""
     parser.add_argument(
         "--data",
         help="folder with train and validation folders of class folders, flat folder of images without labels, timm data "
@@ -22,6 +22,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         help="to evaluate on; default: validation, or that of the run or recipe; '' is the folder itself",
+    )
+    parser.add_argument(
+        "--class-map",
+        metavar="FILE",
+        help="which class is which output: one class (folder) name per line, in the order of the outputs; for images of "
+        "other or fewer classes than the model has; '' sorts the names",
     )
     parser.add_argument(
         "--checkpoint",
@@ -41,7 +47,12 @@ def timm_model(name: str, arguments: argparse.Namespace) -> ModelConfig:
 
 
 def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
-    """`base` with the data set of arguments.data and the evaluation split of arguments.split, where they are given."""
+    """`base` with the data set, the evaluation split and the class map of the arguments, where they are given.
+
+    The class map of `base` is kept for another data set, since it says what the outputs of the model stand for.
+    """
+    if arguments.class_map is not None:
+        base = dataclasses.replace(base, class_map=arguments.class_map)
     split = arguments.split
     if not arguments.data:
         return base if split is None else dataclasses.replace(base, eval_split=split)
@@ -56,7 +67,7 @@ def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
 def float_source(what: str, arguments: argparse.Namespace) -> tuple[ModelConfig, DataConfig]:
     """The float model called `what` (a recipe, the directory of a float run, a timm model name), and its data settings.
 
-    arguments  data and split as above; checkpoint and num_classes of a timm model name
+    arguments  data, split and class_map as above; checkpoint and num_classes of a timm model name
 
     Raises ValueError for a run that is not float and for a name without data, FileNotFoundError for no run directory.
     """

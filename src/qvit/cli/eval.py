@@ -72,6 +72,7 @@ def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | q
             crop=prepare.crop,
             crop_mode=prepare.crop_mode,  # type: ignore[arg-type]
             interpolation=prepare.interpolation,  # type: ignore[arg-type]
+            num_classes=program.buffers[program.output].shape[-1],
         )
         return program, data_from(arguments, base)
     if path.is_dir():

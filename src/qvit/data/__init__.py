@@ -18,13 +18,24 @@ import torch
 from torch.utils.data import DataLoader
 
 from qvit.data.augment import Transform, eval_transform, mixup_batch, train_transform
+from qvit.data.classes import check_classes, class_error, fits
 from qvit.data.config import DataConfig, DataError
 from qvit.data.digits import open_digits
 from qvit.data.order import Batch, EpochOrder, SampleKey, SeededDataset
 from qvit.data.resolve import model_preprocess, preprocess_of, resolve_data
 from qvit.data.shards import PREFIXES
 from qvit.data.skips import Skips, StandIns
-from qvit.data.sources import Source, UnlabelledFolder, decode, find_split_folder, limit, open_timm
+from qvit.data.sources import (
+    Renumbered,
+    Source,
+    UnlabelledFolder,
+    decode,
+    find_split_folder,
+    limit,
+    mapped,
+    open_timm,
+    split_folder,
+)
 from qvit.data.stream_loader import StreamLoader, open_eval_stream, open_training_streams
 from qvit.data.streams import SeededStream
 from qvit.interruption import shield_worker
@@ -92,9 +103,9 @@ def open_data(
     replay.
 
     Raises:
-        DataError: blanks in the config, missing folder or split, no images, fewer images than a batch, class folders
-            of the two splits that differ, more classes than `num_classes`; while reading, a label out of range, more
-            than `config.max_corrupt` training images that cannot be decoded, or one of the evaluation.
+        DataError: blanks in the config, missing folder or split, the same images in both splits, no images, fewer images
+            than a batch, classes of the two splits that differ, or that do not fit `num_classes` (see `data.classes`); while
+            reading, a label out of range, more than `config.max_corrupt` training images that cannot be decoded, or one of the evaluation.
         ImportError: an optional package is missing; says what to install.
     """
     skips = Skips(config.max_corrupt, skipped)
@@ -136,12 +147,13 @@ def epoch_batches(
 def open_eval(config: DataConfig, max_images: int | None = None) -> DataLoader | StreamLoader:
     """The evaluation loader alone, the same as `open_data(...).eval`: a training split need not exist.
 
-    Folder classes are numbered by their own sorted names, or by `config.class_map`. Raises as `open_data` does.
+    Of class folders that are fewer than the outputs, and without a class map, the training split says which outputs they
+    are, if it is there. Raises as `open_data` does.
     """
     if config.dataset.startswith(PREFIXES):
         _refuse_limit(max_images)
         return open_eval_stream(config)
-    return _eval_loader(limit(_open_source(config, config.eval_split), max_images), config)
+    return _eval_loader(limit(_open_evaluation(config), max_images), config)
 
 
 def _eval_loader(source: Source, config: DataConfig) -> DataLoader:
@@ -166,38 +178,66 @@ def _in_memory(source: Source, config: DataConfig) -> Source:
 
 
 def _open_source(config: DataConfig, split: str) -> Source:
-    """One split, map-style; its classes must fit `num_classes`."""
-    if config.dataset == "digits":
-        source: Source = open_digits(split)
-    elif config.dataset == "images":
-        source = UnlabelledFolder(find_split_folder(config.root, split))
-    else:
-        source = open_timm(config, split)
-    if config.num_classes is not None and len(source.class_names) > config.num_classes:
-        raise DataError(
-            f"the data set has {len(source.class_names)} classes, but num_classes={config.num_classes}; "
-            f"use a model with num_classes={len(source.class_names)}"
-        )
-    return source
+    """One split, map-style."""
+    if config.dataset == "images":
+        return UnlabelledFolder(find_split_folder(config.root, split))
+    return mapped(open_digits(split) if config.dataset == "digits" else open_timm(config, split), config)
 
 
 def _open_sources(config: DataConfig) -> tuple[Source, Source]:
     """Training and evaluation splits that number their classes alike."""
-    train, evaluation = _open_source(config, config.train_split), _open_source(config, config.eval_split)
+    _refuse_common_images(config)
+    train = _open_source(config, config.train_split)
+    check_classes(train.class_names, config, config.train_split)
+    return train, _numbered_as(train, _open_source(config, config.eval_split), config)
+
+
+def _open_evaluation(config: DataConfig) -> Source:
+    """The evaluation split alone, numbered as `_open_sources` would."""
+    evaluation = _open_source(config, config.eval_split)
+    if fits(evaluation.class_names, config):
+        return evaluation
+    if config.dataset == "folder" and split_folder(config.root, config.train_split) is not None:
+        train = _open_source(config, config.train_split)
+        if fits(train.class_names, config):
+            return _numbered_as(train, evaluation, config)
+    raise class_error(evaluation.class_names, config, config.eval_split)
+
+
+def _numbered_as(train: Source, evaluation: Source, config: DataConfig) -> Source:
+    """The evaluation split; where it has fewer classes, with the labels of the training split, or every one would be off."""
     if train.class_names == evaluation.class_names:
-        return train, evaluation
+        return evaluation
     unknown = sorted(set(evaluation.class_names) - set(train.class_names))
     if unknown:
         raise DataError(
             f"split {config.eval_split!r} has classes that {config.train_split!r} has not: {', '.join(unknown[:5])}; "
             "give both splits the same class folders"
         )
-    # Fewer classes in evaluation: number them as in training, or every label would be off.
-    class_map = {name: label for label, name in enumerate(train.class_names)}
-    return train, open_timm(config, config.eval_split, class_map)
+    outputs = [train.class_names.index(name) for name in evaluation.class_names]
+    return Renumbered(evaluation, outputs, train.class_names)
+
+
+def _refuse_common_images(config: DataConfig) -> None:
+    """Raise DataError where the training images would judge as well; without labels nothing is trained."""
+    if config.dataset == "images":
+        return
+    if config.dataset == "folder":
+        train, evaluation = (find_split_folder(config.root, split) for split in (config.train_split, config.eval_split))
+        common = train.is_relative_to(evaluation) or evaluation.is_relative_to(train)
+        mend = "give two folders, neither inside the other, such as train and validation"
+    else:
+        common = config.train_split.partition("|")[0] == config.eval_split.partition("|")[0]
+        mend = "name another split in eval_split"
+    if common:
+        raise DataError(
+            f"train_split={config.train_split!r} and eval_split={config.eval_split!r} have images in common: they would be "
+            f"trained on, or calibrated with, and then judge; {mend}"
+        )
 
 
 def _open_streams(config: DataConfig, seed: int, skips: Skips) -> Splits:
+    _refuse_common_images(config)
     train, calibration = open_training_streams(config, seed, skips)
     evaluation = open_eval_stream(config)
     return Splits(

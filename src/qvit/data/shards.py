@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 
+from qvit.data.classes import check_classes, outputs_of, read_class_map
 from qvit.data.config import DataConfig, DataError
-from qvit.data.sources import cannot_open, read_class_map, require, unreadable
+from qvit.data.sources import cannot_open, require, unreadable
 
 PREFIXES = ("wds/", "hfids/")
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -126,7 +127,7 @@ class HubShards:
     """The files of a streamed Hugging Face data set, local or on the hub."""
 
     def __init__(self, reader: Any, config: DataConfig) -> None:
-        """Raises DataError when a column is missing, or a class has no place in the class map."""
+        """Raises DataError when a column is missing, a class has no place in the class map, or classes do not fit the model."""
         import datasets
 
         stream = reader.builder.as_streaming_dataset(split=reader.split)
@@ -134,7 +135,7 @@ class HubShards:
         _check_features(stream.features or {}, config)
         self.stream = stream.cast_column(config.image_column, datasets.Image(decode=False))
         self.image = datasets.Image()
-        self.classes = _renumbered(stream.features or {}, config)
+        self.classes = _renumbered(stream.features or {}, config, reader.split)
         self.images = int(reader.num_samples or 0)
 
     def __len__(self) -> int:
@@ -198,16 +199,11 @@ def _check_features(features: dict[str, Any], config: DataConfig) -> None:
             )
 
 
-def _renumbered(features: dict[str, Any], config: DataConfig) -> list[int] | None:
-    """The place of each class in the class map; None without a map."""
-    places = read_class_map(config.class_map)
-    if places is None:
-        return None
+def _renumbered(features: dict[str, Any], config: DataConfig, split: str) -> list[int] | None:
+    """The output of each class by the class map; None without a map."""
     names = getattr(features.get(config.label_column), "names", [])
-    missing = [name for name in names if name not in places]
-    if missing or not names:
-        what = (
-            f"has no place for {', '.join(missing[:5])}" if missing else "needs classes with names, which are not there"
-        )
-        raise DataError(f"class_map={config.class_map!r} {what}; correct it, or leave it out")
-    return [places[name] for name in names]
+    class_map = read_class_map(config.class_map)
+    if class_map is None:
+        check_classes(names, config, split)
+        return None
+    return outputs_of(names, class_map, config.class_map)

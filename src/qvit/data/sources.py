@@ -1,7 +1,7 @@
 """Where decoded images come from: every data set behind one small face, `read(index) -> (pixels, label)`.
 
 timm's factory opens image folders and Hugging Face data sets; this file adds a flat folder without labels, a subset,
-and a memory of decoded pixels. timm's own `ImageDataset` answers an unreadable file with the *next* image and a log
+other numbers for the classes, and a memory of decoded pixels. timm's own `ImageDataset` answers an unreadable file with the *next* image and a log
 line, so an epoch would hold other images than its order says. Here the reader is asked directly and an unreadable
 image is an `UnreadableError` that names it; whether it ends the run is `data.skips`' business.
 """
@@ -16,6 +16,7 @@ from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers import get_img_extensions
 
+from qvit.data.classes import in_order, outputs_of, read_class_map
 from qvit.data.config import DataConfig, DataError
 
 TRAIN_NAMES = ("train", "training")
@@ -106,6 +107,26 @@ class ArraySource:
         return self.pixels[index], int(self.labels[index])
 
 
+class Renumbered:
+    """A source whose classes are other outputs than it says: those of a class map, or of the training split.
+
+    outputs      for each of its labels
+    class_names  of the outputs
+    """
+
+    def __init__(self, source: Source, outputs: Sequence[int], class_names: tuple[str, ...]) -> None:
+        self.source = source
+        self.outputs = outputs
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        pixels, label = self.source.read(index)
+        return pixels, label if label < 0 else self.outputs[label]
+
+
 class Subset:
     """Some images of a source, in the given order."""
 
@@ -146,8 +167,16 @@ def decode(source: Source) -> ArraySource:
     return ArraySource(np.stack(images) if same else images, labels, source.class_names)
 
 
-def open_timm(config: DataConfig, split: str, class_map: dict[str, int] | None = None) -> ReaderSource:
-    """An image folder or an "hfds/" data set, through timm's factory. Raises DataError."""
+def mapped(source: Source, config: DataConfig) -> Source:
+    """The source with the labels of the class map, if the config has one. Raises DataError where they do not go together."""
+    class_map = read_class_map(config.class_map)
+    if class_map is None:
+        return source
+    return Renumbered(source, outputs_of(source.class_names, class_map, config.class_map), in_order(class_map))
+
+
+def open_timm(config: DataConfig, split: str) -> ReaderSource:
+    """An image folder or an "hfds/" data set, through timm's factory; classes as they are sorted there. Raises DataError."""
     folder = config.dataset == "folder"
     root = str(find_split_folder(config.root, split)) if folder else config.root
     if not folder:
@@ -158,7 +187,6 @@ def open_timm(config: DataConfig, split: str, class_map: dict[str, int] | None =
             root=root or None,
             split=split,
             search_split=False,
-            class_map=class_map or read_class_map(config.class_map),  # type: ignore[arg-type]  # timm says dict
             input_key=None if folder else config.image_column,
             target_key=None if folder else config.label_column,
         )
@@ -172,8 +200,7 @@ def open_timm(config: DataConfig, split: str, class_map: dict[str, int] | None =
         raise DataError(f"split {split!r} of dataset={config.dataset!r} holds no images; choose another split")
     if not folder:
         _check_columns(dataset.reader.dataset[0], config)
-    names = sorted(dataset.reader.class_to_idx, key=dataset.reader.class_to_idx.__getitem__)
-    return ReaderSource(dataset.reader, tuple(str(name) for name in names))
+    return ReaderSource(dataset.reader, tuple(map(str, in_order(dataset.reader.class_to_idx))))
 
 
 def _check_columns(row: dict[str, object], config: DataConfig) -> None:
@@ -197,28 +224,23 @@ def cannot_open(config: DataConfig, split: str, error: BaseException) -> DataErr
     return DataError(f"dataset={config.dataset!r}, split {split!r} cannot be opened: {error}\n{hint}")
 
 
-def read_class_map(path: str) -> dict[str, int] | None:
-    """A file of class names, one a line, as name -> label; None for no path. Raises DataError when it is missing."""
-    if not path:
-        return None
-    if not Path(path).is_file():
-        raise DataError(f"class_map={path!r} is not a file; give a text file with one class name per line")
-    names = Path(path).read_text(encoding="utf-8").split("\n")
-    return {name.strip(): label for label, name in enumerate(names) if name.strip()}
+def split_folder(root: str, split: str) -> Path | None:
+    """The sub-folder of `root` for a split, by name or by one of timm's synonyms; None where there is none."""
+    base = existing_folder(root)
+    group = next((names for names in (TRAIN_NAMES, EVAL_NAMES) if split in names), ())
+    return next((base / name for name in (split, *group) if (base / name).is_dir()), None)
 
 
 def find_split_folder(root: str, split: str) -> Path:
-    """The sub-folder of `root` for a split, by name or by one of timm's synonyms; never silently `root` itself."""
-    base = existing_folder(root)
-    group = next((names for names in (TRAIN_NAMES, EVAL_NAMES) if split in names), ())
-    for name in (split, *group):
-        if (base / name).is_dir():
-            return base / name
-    there = sorted(path.name for path in base.iterdir() if path.is_dir())[:10]
-    raise DataError(
-        f"split {split!r} is not a folder in {root}, which has {there or 'no folders'}; "
-        'set train_split and eval_split to folders that exist ("" is the root itself)'
-    )
+    """`split_folder`, never silently `root` itself; raises DataError where there is none."""
+    folder = split_folder(root, split)
+    if folder is None:
+        there = sorted(path.name for path in Path(root).iterdir() if path.is_dir())[:10]
+        raise DataError(
+            f"split {split!r} is not a folder in {root}, which has {there or 'no folders'}; set train_split and eval_split "
+            'to two folders that exist (an evaluation alone may read root itself: --split "")'
+        )
+    return folder
 
 
 def holds_images(folder: str | Path) -> bool:
