@@ -133,6 +133,24 @@ def test_openvino_multiplies_integers() -> None:
     assert set(products) == {"u8"}
 
 
+def test_openvino_leaves_the_signal_stack_alone(tmp_path: Path) -> None:
+    """In a process of its own, which a dangling stack would end at the first child that ends."""
+    qvit.export_onnx(vit_program(), tmp_path / "m.onnx")
+    code = f"""
+import signal, subprocess, sys
+from pathlib import Path
+from qvit.onnx_export import openvino_session
+model = Path({str(tmp_path / "m.onnx")!r}).read_bytes()
+seen = []
+signal.signal(signal.SIGCHLD, lambda *_: seen.append("SIGCHLD"))
+first, second = openvino_session(model), openvino_session(model)
+del first, second
+subprocess.run([sys.executable, "-c", ""], check=True)
+assert seen
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_openvino_reads_no_int2() -> None:
     with pytest.raises(RuntimeError, match="INT2"):
         agreement(

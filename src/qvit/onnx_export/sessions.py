@@ -3,11 +3,19 @@
 The reference evaluator of the onnx package is the specification in numpy; it verifies what is exported. The other two are
 asked for what keeps the answer that of the Program. ONNX Runtime needs nothing said. OpenVINO needs float32: on a
 processor with bfloat16 instructions it otherwise runs the float ops in bfloat16, unasked.
+
+And OpenVINO (2026.4) must be kept from the signal stack of the calling thread. A compiled model puts its own there and, when it
+goes, puts back the one that it found: with two models alive, and the first gone first, that is memory which is no longer
+mapped. The next signal with a Python handler then ends the process with SIGSEGV and no word; SIGCHLD has such a handler as
+soon as a DataLoader has had workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from onnx.reference import ReferenceEvaluator
@@ -46,7 +54,8 @@ def openvino_session(model: bytes, threads: int = 1) -> Session:
 
     core = openvino.Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = core.compile_model(core.read_model(model), "CPU", hints)
+    with _signal_stack_kept():
+        compiled = core.compile_model(core.read_model(model), "CPU", hints)
     names = [output.get_any_name() for output in compiled.outputs]
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -54,3 +63,23 @@ def openvino_session(model: bytes, threads: int = 1) -> Session:
         return {name: results[place].copy() for place, name in enumerate(names)}
 
     return run
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Give the thread its alternate signal stack back at the end; elsewhere than on Linux, do nothing."""
+    if sys.platform != "linux":
+        yield
+        return
+    sigaltstack, before = ctypes.CDLL(None).sigaltstack, _SignalStack()
+    sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(before), None)
