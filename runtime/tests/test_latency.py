@@ -2,6 +2,7 @@
 machine is: where times matter, the engine is replaced by one whose times are known."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from qvit_runtime.engine import StepTime
 from qvit_runtime.latency import REFERENCE, at_bits, measure_table, rising
 from qvit_runtime.latency_table import LatencyError, LatencyTable, read_table
 from qvit_runtime.products import meeting_bits, multiplied_bits, products
+from toy_integer_programs import integer_vit_program, log2_program, regions_program
 
 PROGRAMS = {
     "vit": toys.vit_program(),
@@ -94,6 +96,21 @@ def test_the_table_predicts_programs_it_has_not_seen(timed, name):
 def test_at_least_one_call():
     with pytest.raises(ValueError, match="repeats is 0 and rounds is 5; both take at least 1"):
         measure_table(PROGRAMS["vit"], repeats=0)
+
+
+@pytest.mark.parametrize(
+    ("build", "op"),
+    [(integer_vit_program, "LinearAccumulate"), (log2_program, "Dequantize"), (regions_program, "QuantizeRegions")],
+)
+def test_programs_made_for_their_widths_are_refused(build, op, tmp_path, capsys):
+    program = build()
+    text = rf"a table needs .* and {op} '.+' is one of \d+ ops on integers .*; bench the program without a table, or .*"
+    with pytest.raises(ValueError, match=text):
+        measure_table(program)
+    save(program, tmp_path / "toy.qvit")
+    assert main(["bench", str(tmp_path / "toy.qvit"), "--table", str(tmp_path / "t.json")]) == 2
+    assert re.fullmatch("qvit-runtime: " + text + "\n", capsys.readouterr().err)
+    assert not (tmp_path / "t.json").exists()
 
 
 def test_rising():

@@ -30,6 +30,7 @@ import numpy as np
 from . import program as p
 from .bench import random_images
 from .engine import Engine
+from .integer_ops import IntegerOp
 from .latency_table import WIDTHS, LatencyTable
 from .products import Product, products
 
@@ -79,10 +80,18 @@ def measure_table(
     repeats  calls per setting, in `rounds` visits
     path     kernel path by name; the default is the engine's own
 
-    Raises ValueError for less than one repeat or round.
+    Raises ValueError for less than one repeat or round, and for a program with integer-only ops or two-scaled codes: their
+    multipliers, bounds and scales are made for the widths that they have, so the program cannot be put at others.
     """
     if repeats < 1 or rounds < 1:
         raise ValueError(f"repeats is {repeats} and rounds is {rounds}; both take at least 1")
+    if bound := [op for op in program.ops if isinstance(op, IntegerOp)]:
+        raise ValueError(
+            f"a table needs the program at every pair of widths, and {type(bound[0]).__name__} {bound[0].output!r} is one of "
+            f"{len(bound)} ops on integers or two-scaled codes that are made for the widths they have; bench the program "
+            "without a table, or measure the table on the same network with float ops between its products, as "
+            "qvit.quantize makes it"
+        )
     found = products(program)
     held = [{x.right for x in found if isinstance(program.ops[x.op], kind)} for kind in SWEEPS]
     images, rng = random_images(program, batch), np.random.default_rng(0)
