@@ -10,6 +10,7 @@ from qvit_runtime import interpreter
 from qvit_runtime import program as p
 from qvit_runtime.integer import float_matmul, integer_matmul, quantize
 from qvit_runtime.interpreter import run, trace
+from toy_integer_programs import integer_swin_program, log2_program, regions_program
 
 WIDEST = {"int8": (-128, 127), "uint8 in int16": (0, 255)}
 
@@ -60,3 +61,16 @@ def test_a_few_images_at_a_time(monkeypatch, program, images):
     for at_once in (1, 2, 3):
         monkeypatch.setattr(interpreter, "PASS", int(at_once * largest))
         np.testing.assert_array_equal(run(program, batch), together)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [toys.vit_program(mean_pool=True), toys.swin_program(), integer_swin_program(), log2_program(), regions_program()],
+    ids=lambda program: program.name,
+)
+def test_no_images_give_no_answers(program):
+    shape = program.buffers[program.input].shape
+    found = run(program, np.zeros((0, *shape), np.float32))
+    assert (found.shape, found.dtype) == ((0, 5), np.float32)
+    with pytest.raises(ValueError, match=r"images have shape \(0, 3, 7, 7\); the program takes"):
+        run(program, np.zeros((0, 3, 7, 7), np.float32))

@@ -18,7 +18,7 @@ import numpy as np
 from . import integer_ops as i
 from . import program as p
 from .integer import float_matmul, head_scale, quantize
-from .interpreter_integer import EXECUTE_INTEGER, Arrays
+from .interpreter_integer import EXECUTE_INTEGER, Arrays, flat_tokens
 
 PASS = (
     1 << 17
@@ -29,7 +29,7 @@ def run(program: p.Program, images: np.ndarray) -> np.ndarray:
     """Run a program on normalised images, float32 (batch, *input shape) -> float32 (batch, *output shape)."""
     largest = max(math.prod(buffer.shape) for buffer in program.buffers.values())
     step = max(1, PASS // largest)
-    parts = [images[at : at + step] for at in range(0, len(images), step)]
+    parts = [images[at : at + step] for at in range(0, max(1, len(images)), step)]  # no images are one part too
     return np.concatenate([trace(program, part, keep=(program.output,))[program.output] for part in parts])
 
 
@@ -144,7 +144,8 @@ def _split_heads(program: p.Program, op: p.SplitHeads, live: Arrays) -> np.ndarr
 
 def _merge_heads(program: p.Program, op: p.MergeHeads, live: Arrays) -> np.ndarray:
     codes = live[op.input].swapaxes(-3, -2)
-    return codes.reshape(*codes.shape[:-2], -1)
+    *rows, heads, dim = codes.shape
+    return codes.reshape(*rows, heads * dim)
 
 
 def _query_key(program: p.Program, op: p.QueryKey, live: Arrays) -> np.ndarray:
@@ -237,8 +238,7 @@ def _select_token(program: p.Program, op: p.SelectToken, live: Arrays) -> np.nda
 
 
 def _mean_tokens(program: p.Program, op: p.MeanTokens, live: Arrays) -> np.ndarray:
-    values = live[op.input]
-    tokens = values.reshape(len(values), -1, values.shape[-1])[:, op.start :]
+    tokens = flat_tokens(live[op.input])[:, op.start :]
     return tokens.astype(np.float64).mean(axis=1).astype(np.float32)
 
 

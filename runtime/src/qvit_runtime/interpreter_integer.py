@@ -7,6 +7,7 @@ Only the borders touch floats: QuantizeRegions on its way in, Dequantize and Shi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -38,6 +39,12 @@ def _rescale(program: p.Program, live: Arrays, name: str, multiplier: str, shift
     codes, axis = live[name], _grid(program, name).axis + 1
     m, e = (expand_groups(program.integers[field], codes.shape, axis) for field in (multiplier, shift))
     return requantize(codes, m, e)
+
+
+def flat_tokens(x: np.ndarray) -> np.ndarray:
+    """(batch, N, C), or an image (batch, rows, cols, C) as one."""
+    batch, *tokens, channels = x.shape
+    return x.reshape(batch, math.prod(tokens), channels)
 
 
 def _dequantize(program: p.Program, op: i.Dequantize, live: Arrays) -> np.ndarray:
@@ -91,8 +98,7 @@ def _integer_tokens(program: p.Program, op: i.IntegerTokens, live: Arrays) -> np
 
 
 def _sum_tokens(program: p.Program, op: i.SumTokens, live: Arrays) -> np.ndarray:
-    codes = live[op.input]
-    return codes.reshape(len(codes), -1, codes.shape[-1])[:, op.start :].sum(axis=1, dtype=np.int64)
+    return flat_tokens(live[op.input])[:, op.start :].sum(axis=1, dtype=np.int64)
 
 
 def _integer_layer_norm(program: p.Program, op: i.IntegerLayerNorm, live: Arrays) -> np.ndarray:
