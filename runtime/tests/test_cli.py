@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from PIL import Image
 from qvit_runtime import __version__, cli, run, save
 from qvit_runtime.cli import bits_text, main, weight_bits_text
 from qvit_runtime.predict import predict, rank
-from qvit_runtime.preprocess import preprocess
+from qvit_runtime.preprocess import ImageError, preprocess
 from toy_edits import edit_preprocess
 from toy_programs import vit_program
 
@@ -143,6 +144,14 @@ def test_wrong_usage(arguments, capsys):
     assert "usage: qvit-runtime" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("processors", "threads"), [(None, 1), (3, 3), (64, 4)])
+def test_threads_where_a_system_knows_no_affinity(processors, threads, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    assert cli.default_threads() == threads
+    assert cli.parser().parse_args(["predict", "model", "image"]).threads == threads
+
+
 def test_inspect_shows_bits_per_head_and_placement(model, capsys):
     assert main(["inspect", model]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -175,6 +184,13 @@ def test_bits_in_words():
     assert weight_bits_text([[2, 3], [4, 4]], [[False] * 2] * 2) == "2 3 | 4 (all 2)"
     assert weight_bits_text([[2]], [[True]]) == "2, mid-rise"
     assert weight_bits_text([[2], [2], [3]], [[True], [True], [False]]) == "2 2 3, 2 of 3 mid-rise"
+
+
+def test_a_program_that_no_image_file_fits_is_refused_before_the_first(photos):
+    wide = replace(PROGRAM.preprocess, mean=(0.5,) * 4, std=(0.5,) * 4)
+    answers = predict(replace(PROGRAM, preprocess=wide), lambda images: pytest.fail("it ran"), [str(photos)])
+    with pytest.raises(ImageError, match="the program takes images of 4 channels and an image file gives 1 or 3; norm"):
+        next(answers)
 
 
 def test_output_that_is_not_finite_is_an_error_of_that_image(photos):

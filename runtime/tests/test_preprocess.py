@@ -71,6 +71,15 @@ def test_one_channel():
     assert np.allclose(out, 1.0)
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_no_image_file_has(channels):
+    how = Preprocess(size=(8, 8), mean=(0.5,) * channels, std=(0.5,) * channels)
+    with pytest.raises(
+        ImageError, match=f"the program takes images of {channels} channels .* call qvit_runtime.Engine"
+    ):
+        preprocess(Image.new("RGB", (8, 8)), how)
+
+
 def test_sizes_after_the_resize():
     assert resized_size((375, 500), (248, 248), "center") == (248, 330)  # 330.67 truncated
     assert resized_size((500, 375), (248, 248), "center") == (330, 248)

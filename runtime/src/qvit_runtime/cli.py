@@ -82,7 +82,8 @@ def positive(text: str) -> int:
 
 def default_threads() -> int:
     """As many as this process may use, at most four: a small image is too little work for more."""
-    return min(4, len(os.sched_getaffinity(0)))
+    may_use = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has none
+    return min(4, may_use or 1)
 
 
 def engine_for(program: p.Program, threads: int) -> Execute:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from . import program as p
-from .preprocess import SUFFIXES, ImageError, load_image, preprocess
+from .preprocess import SUFFIXES, ImageError, image_mode, load_image, preprocess
 
 Execute = Callable[[np.ndarray], np.ndarray]  # float32 (batch, channels, height, width) -> float32 (batch, classes)
 
@@ -41,7 +41,11 @@ class Answer:
 
 
 def predict(program: p.Program, execute: Execute, sources: Iterable[str], top: int = 5) -> Iterator[Answer]:
-    """Answer every image of the sources; `execute` runs the program."""
+    """Answer every image of the sources; `execute` runs the program.
+
+    Raises ImageError before the first of them where the program takes no image files, see `image_mode`.
+    """
+    image_mode(program.preprocess)
     for file in find_images(sources):
         try:
             if os.path.isdir(file):

@@ -121,18 +121,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def image_mode(how: Preprocess) -> str:
+    """Pillow's mode of the image that a program takes: L for one channel, RGB for three.
+
+    Raises ImageError for any other number of channels.
+    """
+    modes = {1: "L", 3: "RGB"}
+    channels = len(how.mean)
+    if channels not in modes:
+        raise ImageError(
+            f"the program takes images of {channels} channels and an image file gives 1 or 3; normalise such images "
+            "yourself and call qvit_runtime.Engine(program) on the array"
+        )
+    return modes[channels]
+
+
 def preprocess(image: Image.Image, how: Preprocess) -> np.ndarray:
     """An RGB image -> float32 (channels, height, width), within one grey level of timm's evaluation transform.
 
-    Raises ImageError when the image is so narrow that it would grow beyond MAX_PIXELS.
+    Raises ImageError when the image is so narrow that it would grow beyond MAX_PIXELS, and where `image_mode` does.
     """
+    mode = image_mode(how)
     height, width = how.size
     target = (math.floor(height / how.crop), math.floor(width / how.crop))
     new_height, new_width = resized_size((image.height, image.width), target, how.crop_mode)
     if new_height * new_width > MAX_PIXELS:
         grown = f"{new_width} x {new_height}"
         raise ImageError(f"an image of {image.width} x {image.height} pixels is too narrow: resized it has {grown}")
-    image = image.convert("L" if len(how.mean) == 1 else "RGB")
+    image = image.convert(mode)
     if (new_width, new_height) != image.size:
         image = image.resize((new_width, new_height), RESAMPLING[how.interpolation])
     pixels = np.asarray(image, np.float32).reshape(new_height, new_width, -1) / np.float32(255)
