@@ -43,6 +43,62 @@ def test_cost_of_a_run(done: tuple[Path, Path], capsys: pytest.CaptureFixture[st
     assert json_of(capsys, "cost", str(done[1] / "uniform3"))["gbitops"] == pytest.approx(UNIFORM3)
 
 
+def test_cost_of_a_recipe_is_that_of_its_model_and_what_its_budget_means(
+    done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that timm has no name for, quantized as its recipe says: 8 bits at the edges, what is learned at the given ones."""
+    path = tmp_path / "my.toml"
+    path.write_text(done[0].read_text().replace(f"gbitops = {UNIFORM3!r}", "uniform = 3"))
+    found = json_of(capsys, "cost", str(path), "--weight-bits", "3", "--activation-bits", "3")
+    assert found["gbitops"] == found["budget"]["gbitops"] == pytest.approx(UNIFORM3)
+    least, most = found["reach"]["gbitops"]
+    assert least < UNIFORM3 < most
+    assert main(["cost", str(path), "--weight-bits", "2", "--activation-bits", "4"]) == 0
+    lines = {line[:24].strip(): line[25:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["budget"] == f"{UNIFORM3:.5g} gbitops"
+    assert lines["learned bits can cost"] == f"{least:.5g} to {most:.5g} gbitops"
+    weights, activations = (float(lines[f"average_{kind}_bits"]) for kind in ("weight", "activation"))
+    assert 2 < weights < found["average_weight_bits"]
+    assert found["average_activation_bits"] < activations
+
+
+def test_cost_of_a_float_recipe_is_that_of_its_model_quantized_uniformly(
+    done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text('method = "float"\n' + done[0].read_text().replace("uniform_baseline = 3", ""))
+    found = json_of(capsys, "cost", str(path), "--weight-bits", "3", "--activation-bits", "3")
+    assert found["gbitops"] == pytest.approx(UNIFORM3)
+    assert (found["budget"], found["reach"]) == (None, None)
+
+
+def test_cost_counts_the_classes_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    name = ("cost", "deit_tiny_patch16_224")
+    fewer = json_of(capsys, *name, "--num-classes", "10")["gbitops"]
+    assert json_of(capsys, *name)["gbitops"] - fewer == pytest.approx(990 * 192 * 64 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "text"),
+    [
+        ("ivit", [], r"what method 'ivit' costs is read off its program: run .*my.toml, then qvit cost RUN"),
+        ("qvit", ["--weight-bits", "9"], r"--weight-bits is 9; bit-widths go from 2 to 8"),
+    ],
+)
+def test_a_recipe_that_cost_cannot_price(
+    method: str,
+    arguments: list[str],
+    text: str,
+    done: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(f'method = "{method}"\n' + done[0].read_text().replace("uniform_baseline = 3", ""))
+    assert main(["cost", str(path), *arguments]) == 2
+    assert re.search(text, capsys.readouterr().err)
+
+
 def test_eval_gives_one_table_for_everything(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     recipe, run = done
     result = read_result(run)

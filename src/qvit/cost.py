@@ -189,7 +189,7 @@ def uniform_bits(model: nn.Module, weight_bits: int, activation_bits: int) -> Bi
 
 @dataclass(frozen=True)
 class CostSummary:
-    """An exact cost."""
+    """The exact cost of a model as it stands."""
 
     gbitops: float
     average_weight_bits: float
@@ -199,12 +199,8 @@ class CostSummary:
 
 
 def cost(model: nn.Module) -> CostSummary:
-    """Exact cost of a quantized model with the bits in force."""
-    return summarize(costs(model), bits_in_force(model))
-
-
-def summarize(shape: Costs, bits: BitTable) -> CostSummary:
-    """Exact cost of whole-number bits; `products` maps each product to its GBitOPs."""
+    """Exact cost of a quantized model with the bits in force; `products` maps each product to its GBitOPs."""
+    shape, bits = costs(model), bits_in_force(model)
     return CostSummary(
         gbitops=float(shape.gbitops(bits)),
         average_weight_bits=float(shape.average_weight_bits(bits)),

@@ -9,7 +9,7 @@ qvit report RUN... -o report.html    runs as one page
 qvit eval WHAT [--data DIR]          a run directory, a .qvit artifact, a recipe (its float model) or a timm model name
 qvit export MODEL.qvit -o MODEL.onnx    for ONNX Runtime and OpenVINO
 qvit card RUN --license ID           a run as a folder to publish: artifact, ONNX, model card
-qvit cost MODEL --weight-bits 4 --activation-bits 4
+qvit cost WHAT --weight-bits 4 --activation-bits 4    a timm model name, a recipe (and its budget), or a run
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""qvit cost: what a model costs at given bits, or a run at its own.
+"""qvit cost: what a model costs at given bits, a recipe's model and its budget, or a run at its own bits.
 
 qvit cost MODEL --weight-bits 4 --activation-bits 4
+qvit cost RECIPE --weight-bits 2 --activation-bits 3
 """
 
 from __future__ import annotations
@@ -10,25 +11,33 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import qvit_runtime
 
-from ..cost import cost
+from ..budget import Budget, reachable, resolve_budget
+from ..cost import cost, uniform_bits
 from ..finished import load, read_recipe
 from ..float_model import create_float_model
-from ..methods import METHODS
+from ..methods import METHODS, Method, learns_bits
 from ..outcome import cost_of_program
 from ..placement import format_placement
-from ..recipe import FLOAT, ModelConfig
+from ..quantizer import named_quantizers
+from ..recipe import FLOAT, ModelConfig, Recipe, load_recipe
+from ..spec import check_bits
 from .output import say
 
 
 def add_cost(verbs: Any) -> argparse.ArgumentParser:
     """Add the verb to the sub-parsers of `qvit`."""
     parser = verbs.add_parser("cost", help="BitOPs, average bits and KiB of a model")
-    parser.add_argument("model", help="timm model name, or a run directory")
-    bits_help = "of a timm model, 2 to 8 (default: %(default)s); a run has its own"
+    parser.add_argument("model", help="timm model name, recipe (its model as it quantizes it), or run directory")
+    bits_help = "of a timm model, or of all that a recipe learns, 2 to 8 (default: %(default)s); a run has its own"
     parser.add_argument("--weight-bits", type=int, default=4, metavar="N", help=bits_help)
     parser.add_argument("--activation-bits", type=int, default=4, metavar="N", help=bits_help)
+    parser.add_argument(
+        "--num-classes", type=int, default=0, metavar="N", help="size of the classifier of a timm model or a recipe's"
+    )
     parser.add_argument("--placement", action="store_true", help="also print where every bit and float op sits")
     parser.set_defaults(verb=cost_verb)
     return parser
@@ -36,23 +45,75 @@ def add_cost(verbs: Any) -> argparse.ArgumentParser:
 
 def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     """qvit cost"""
-    run = Path(arguments.model)
-    if run.is_dir():
-        name = read_recipe(run).method
-        if name == FLOAT:
-            raise ValueError(f"{run} is a float run: nothing of it is quantized")
-        method, model = METHODS[name], load(run)
+    path = Path(arguments.model)
+    limits: dict[str, Any] = {"budget": None, "reach": None}
+    if path.is_dir():
+        method, model = _of_run(path)
+    elif path.suffix == ".toml":
+        recipe = load_recipe(path)
+        method, model = _of_recipe(recipe, arguments)
+        limits = _limits(recipe, model)
     else:
-        method = METHODS["lsq"]
-        options = method.uniform(arguments.weight_bits, arguments.activation_bits)
-        model = method.quantize(create_float_model(ModelConfig(name=arguments.model)), options)
+        method, model = _of_float(ModelConfig(name=arguments.model), arguments)
     if method.quantizers:
         summary = dataclasses.asdict(cost(model))
     else:
-        summary = cost_of_program(qvit_runtime.load(run / "model.qvit"))
+        summary = cost_of_program(qvit_runtime.load(path / "model.qvit"))
         summary["kib"] = summary.pop("weight_kib")
     if arguments.placement:
         say(arguments, format_placement(method.placement(model)), "")
     for key in ("gbitops", "average_weight_bits", "average_activation_bits", "kib"):
         say(arguments, f"{key:<24} {summary[key]:.5g}")  # a micro model has thousandths of a GBitOP
-    return summary
+    for unit, limit in (limits["budget"] or {}).items():
+        say(arguments, f"{'budget':<24} {limit:.5g} {unit}")
+    for unit, (least, most) in (limits["reach"] or {}).items():
+        say(arguments, f"{'learned bits can cost':<24} {least:.5g} to {most:.5g} {unit}")
+    return {**summary, **limits}
+
+
+def _of_run(run: Path) -> tuple[Method, nn.Module]:
+    name = read_recipe(run).method
+    if name == FLOAT:
+        raise ValueError(f"{run} is a float run: nothing of it is quantized")
+    return METHODS[name], load(run)
+
+
+def _of_float(config: ModelConfig, arguments: argparse.Namespace) -> tuple[Method, nn.Module]:
+    """A model of which nobody says how it is quantized: uniformly."""
+    method = METHODS["lsq"]
+    options = method.uniform(arguments.weight_bits, arguments.activation_bits)
+    return method, method.quantize(_without_weights(config, arguments), options)
+
+
+def _of_recipe(recipe: Recipe, arguments: argparse.Namespace) -> tuple[Method, nn.Module]:
+    """The model of a recipe as it quantizes it, what it learns at the bits of the arguments."""
+    if recipe.method == FLOAT:
+        return _of_float(recipe.model, arguments)
+    method = METHODS[recipe.method]
+    if not method.quantizers:
+        raise ValueError(
+            f"what method {recipe.method!r} costs is read off its program: run {arguments.model}, then qvit cost RUN"
+        )
+    model = method.quantize(_without_weights(recipe.model, arguments), recipe.quantize)
+    check_bits("--weight-bits", arguments.weight_bits)
+    check_bits("--activation-bits", arguments.activation_bits)
+    quantizers = named_quantizers(model)
+    for name, widths in uniform_bits(model, arguments.weight_bits, arguments.activation_bits).items():
+        quantizers[name].bit_width.copy_(widths)  # also where they could not be learned: this model is only looked at
+    return method, model
+
+
+def _without_weights(config: ModelConfig, arguments: argparse.Namespace) -> nn.Module:
+    classes = arguments.num_classes or config.num_classes
+    return create_float_model(dataclasses.replace(config, pretrained=False, checkpoint="", num_classes=classes))
+
+
+def _limits(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """What a recipe allows and what its bits can cost: "budget" {unit: limit}, "reach" {unit: (least, most)}, or None."""
+    learned = recipe.method != FLOAT and learns_bits(recipe.quantize)
+    budget = None if recipe.budget is None or recipe.method == FLOAT else resolve_budget(recipe.budget, model)
+    ruler = budget or Budget(gbitops=1.0)  # its unit is all that `reachable` reads
+    return {
+        "budget": None if budget is None else budget.record,
+        "reach": {ruler.unit: reachable(model, ruler)} if learned else None,
+    }
