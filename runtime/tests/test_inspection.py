@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,23 @@ def test_a_two_scaled_code_of_6_bits_costs_6_bits():
     for product in two_scaled:
         found = [np.unique(bits).tolist() for bits in meeting_bits(program, product)]
         assert found == [[6], [right[type(program.ops[product.op]).__name__]]]
+
+
+def test_the_ops_are_looked_through_a_fixed_number_of_times():
+    """Not once for every operand: a network of thousands of layers is described in no time."""
+
+    class Counted(tuple):
+        def __iter__(self):
+            nonlocal scans
+            scans += 1
+            return super().__iter__()
+
+    found = []
+    for depth in (1, 4):
+        scans, program = 0, regions_program(depth=depth)
+        describe(replace(program, ops=Counted(program.ops)))
+        found.append(scans)
+    assert found[0] == found[1]
 
 
 def test_a_shift_costs_the_bits_of_its_code():

@@ -83,17 +83,13 @@ def code_bits(program: p.Program, buffer: str) -> np.ndarray:
     """Bits of the codes of a buffer, integers (groups,); a two-scaled code has k bits and one group."""
     grid = program.buffers[buffer].grid
     assert grid is not None
-    return np.array([1 + grid.bits[0]] if _two_scaled(program, buffer) else grid.bits)
+    return np.array([1 + grid.bits[0]] if buffer in program.two_scaled else grid.bits)
 
 
 def code_shape(program: p.Program, buffer: str) -> tuple[int, ...]:
     """Shape of the codes of a buffer; two-scaled codes have that of the values they stand for."""
     *lead, width = program.buffers[buffer].shape
-    return (*lead, width // 2 if _two_scaled(program, buffer) else width)
-
-
-def _two_scaled(program: p.Program, buffer: str) -> bool:
-    return any(isinstance(op, i.QuantizeRegions) and op.output == buffer for op in program.ops)
+    return (*lead, width // 2 if buffer in program.two_scaled else width)
 
 
 def _score_macs(program: p.Program, output: str, query: str) -> int:

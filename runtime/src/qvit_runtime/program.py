@@ -25,10 +25,11 @@ listing of the network. What a well-formed program is, `check` decides.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-from .integer_ops import IntegerOp
+from .integer_ops import IntegerOp, QuantizeRegions
 
 MIN_BITS, MAX_BITS = 2, 8
 MAX_MIDRISE_BITS = 7  # the codes of a mid-rise block take one bit more, and are int8 as all weights
@@ -382,3 +383,8 @@ class Program:
     preprocess: Preprocess
     metadata: dict[str, str] = field(default_factory=dict)
     integers: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def two_scaled(self) -> frozenset[str]:
+        """Buffers of two-scaled codes: the outputs of QuantizeRegions, which no grid tells from two groups of a Quantize."""
+        return frozenset(op.output for op in self.ops if isinstance(op, QuantizeRegions))
