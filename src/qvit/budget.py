@@ -35,8 +35,12 @@ class BudgetError(ValueError):
 class Budget:
     """One limit: set exactly one of the units.
 
-    table    the latency table that milliseconds are looked up in
-    uniform  bits, or (weight bits, activation bits)
+    gbitops              bit operations per image, in 10^9
+    average_weight_bits  mean bits of a quantized weight; activations cost nothing and go to their widest
+    kib                  packed weights; what stays float comes on top in the file, activations cost nothing
+    milliseconds         time of one call, on the machine of the table
+    table                the latency table that milliseconds are looked up in
+    uniform              bits, or (weight bits, activation bits): the GBitOPs of a model that has them wherever bits are learned
     """
 
     gbitops: float | None = None
