@@ -80,7 +80,8 @@ class OpCheck {
   // Of two activations, whatever their codes; integer_bounds.py says why Linear needs no such question.
   void products_fit() const {
     const int64_t inner = in(0).last();
-    require(inner <= kMaxInputs && inner * largest(in(0)) * largest(in(1)) < kMax31, "has sums that could leave 32 bits");
+    require(inner <= kMaxInputs && inner * largest(in(0)) * largest(in(1)) < kMax31,
+            "has sums that could leave 32 bits");
   }
   // Queries and keys, or an attention map and values: the shape of their product.
   Shape head_product(bool values) const {
