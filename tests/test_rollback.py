@@ -172,7 +172,8 @@ def test_a_checkpoint_is_always_finite(tmp_path: Path) -> None:
 
     guide = Spoiler()
     _, result = toy_run(CONFIG, tmp_path, model, evaluation=None, guide=guide)
-    assert (result.rollbacks, guide.dropped, spoilt) == (1, 1, [["step-000000002"]])
+    assert (result.rollbacks, spoilt) == (1, [["step-000000002"]])
+    assert guide.dropped == 2  # the pass of the warm-up, and the step that was not made
     marks = [r for r in Run(tmp_path).read("metrics.jsonl") if "rolled_back_to" in r]
     assert [(r["rolled_back_from"], r["rolled_back_to"]) for r in marks] == [(4, 2)]
     for path in Run(tmp_path).checkpoints():

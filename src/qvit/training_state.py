@@ -4,16 +4,18 @@ Layout of the tensors in a checkpoint file (`runs`):
 
     model.NAME              state_dict of the module, bits, widths, lock and scales included
     average.NAME            the same of the moving average, from the lock on
-    optimizer.I.KEY         state KEY of the I-th parameter (exp_avg, exp_avg_sq, step)
+    optimizer.I.KEY         state KEY of the I-th parameter where that is a tensor (exp_avg, exp_avg_sq, step)
     group.I.KEY             setting KEY of the I-th parameter group where that is a tensor (LAMB counts its steps there)
     sensitivity.NAME        running tables of learned bits
 
-and in its JSON the optimizer's other group settings and how often the run was rolled back. Random states are not there:
-they are functions of (seed, step).
+and in its JSON what else the optimizer keeps of parameters (AdamP counts its steps in Python: as a tensor the number would
+round other products to float32) and of groups, and how often the run was rolled back. Random states are not there: they are
+functions of (seed, step).
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -32,12 +34,15 @@ class TrainingState:
     """Model, optimizer, sensitivities and moving average of one run.
 
     rollbacks  how often it went back to an older state of itself (`rollback`)
+
+    Raises ValueError for an optimizer whose settings a checkpoint cannot hold.
     """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, sensitivity: Sensitivity | None, ema_decay: float
     ) -> None:
         self.model, self.optimizer, self.sensitivity = model, optimizer, sensitivity
+        self._optimizer_state()  # may raise: now, and not at the first checkpoint
         self.ema_decay = ema_decay
         self.ema: ModelEmaV3 | None = None
         self.rollbacks = 0
@@ -66,14 +71,30 @@ class TrainingState:
             packed |= {f"average.{name}": value for name, value in self.ema.module.state_dict().items()}
         if self.sensitivity is not None:
             packed |= {f"sensitivity.{name}": value for name, value in self.sensitivity.state_dict().items()}
+        tensors, plain = self._optimizer_state()
+        return packed | tensors, {**plain, "averaged": self.ema is not None, "rollbacks": self.rollbacks}
+
+    def _optimizer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the optimizer keeps, as tensors and JSON-ready values. Raises ValueError for what is neither."""
         state = self.optimizer.state_dict()
+        tensors: dict[str, Tensor] = {}
+        plain: dict[str, Any] = {"optimizer": {}, "groups": []}
         for index, values in state["state"].items():
-            packed |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
-        groups = []
+            own, rest = _parted(values)
+            plain["optimizer"] |= {str(index): rest} if rest else {}
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in own.items()}
         for index, group in enumerate(state["param_groups"]):
-            packed |= {f"group.{index}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
-            groups.append({key: value for key, value in group.items() if not isinstance(value, Tensor)})
-        return packed, {"groups": groups, "averaged": self.ema is not None, "rollbacks": self.rollbacks}
+            own, rest = _parted(group)
+            plain["groups"].append(rest)
+            tensors |= {f"group.{index}.{key}": value for key, value in own.items()}
+        try:
+            json.dumps(plain)
+        except TypeError as error:
+            raise ValueError(
+                f"the optimizer {type(self.optimizer).__name__} keeps what a checkpoint cannot hold ({error}): tensors, numbers "
+                "and text alone; choose another fit.optimizer, such as 'adamw'"
+            ) from error
+        return tensors, plain
 
     def copied(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """`tensors`, as copies in main memory that training does not change; for `load`."""
@@ -131,7 +152,8 @@ class TrainingState:
             self.ema.module.load_state_dict(parts["average"])
         if self.sensitivity is not None:
             self.sensitivity.load_state_dict(parts["sensitivity"])
-        per_parameter: dict[int, dict[str, Tensor]] = {}
+        plain = state.get("optimizer", {})  # absent where numbers were kept as tensors
+        per_parameter: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain.items()}
         for name, value in parts["optimizer"].items():
             index, _, key = name.partition(".")
             per_parameter.setdefault(int(index), {})[key] = value
@@ -140,3 +162,9 @@ class TrainingState:
             index, _, key = name.partition(".")
             groups[int(index)][key] = value
         self.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
+
+
+def _parted(values: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors among `values`, and the rest."""
+    tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in values.items() if key not in tensors}
