@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from qvit.analyze.table import table
 from qvit.cli.analyze import add_analyze
@@ -23,6 +27,7 @@ RECIPE = """
 [model]
 name = "vit_tiny_patch16_224"
 arguments = { img_size = 28, patch_size = 14, embed_dim = 16, depth = 1, num_heads = 2, num_classes = 10 }
+checkpoint = "tiny.safetensors"
 
 [data]
 dataset = "folder"
@@ -30,6 +35,7 @@ root = "digits"
 crop = 1.0
 batch_size = 8
 """
+ARGUMENTS = tomllib.loads(RECIPE)["model"]["arguments"]
 FEW = ("--images", "24", "--calibration-images", "8", "--batch-size", "12")
 
 
@@ -45,6 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(target / f"{index}.png")
     (base / "tiny.toml").write_text(RECIPE)
+    torch.manual_seed(0)
+    save_file(timm.create_model("vit_tiny_patch16_224", **ARGUMENTS).state_dict(), base / "tiny.safetensors")
     return base
 
 

@@ -28,6 +28,9 @@ calibration = 8
 weights = { kind = "FixedBits", bits = 4 }
 activations = { kind = "FixedBits", bits = 4 }
 
+[train_float]
+epochs = 0.2
+
 [model]
 name = "vit_tiny_patch16_224"
 arguments = { img_size = 16, patch_size = 8, embed_dim = 16, depth = 1, num_heads = 2, num_classes = 3 }

@@ -18,7 +18,7 @@ from qvit.cli import main
 from qvit.data import DataConfig, resolve_data
 from qvit.finished import load, read_recipe, read_result
 from qvit.float_model import architecture_of, create_float_model
-from qvit.recipe import ModelConfig, load_recipe
+from qvit.recipe import ModelConfig, RecipeError, load_recipe
 from toy_models import lively
 
 ARGUMENTS = {"img_size": 28, "patch_size": 14, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 10}
@@ -58,25 +58,81 @@ def test_a_folder_brings_weights_and_preprocessing(folder: Path) -> None:
     [
         ('name = "local-dir:./tiny_vit"', True),
         ('name = "hf-hub:someone/tiny"', True),
-        ('name = "local-dir:./tiny_vit"\npretrained = false', False),
         ('name = "local-dir:./tiny_vit"\ncheckpoint = "w.pth"', False),
-        ('name = "deit_tiny_patch16_224"', False),
+        ('name = "deit_tiny_patch16_224"\npretrained = true', True),
+        ('name = "deit_tiny_patch16_224"\ncheckpoint = "w.pth"', False),
     ],
 )
 def test_a_recipe_that_names_a_source_means_its_weights(lines: str, pretrained: bool, folder: Path) -> None:
     recipe = folder.parent / "recipe.toml"
     recipe.write_text(f'method = "lsq"\n[quantize]\nweights = {{ kind = "FixedBits", bits = 4 }}\nactivations = '
-                      f'{{ kind = "FixedBits", bits = 4 }}\n[model]\n{lines}\n')  # fmt: skip
+                      f'{{ kind = "FixedBits", bits = 4 }}\n[model]\n{lines}\n[data]\ndataset = "digits"\n')  # fmt: skip
     model = load_recipe(recipe).model
     assert model.pretrained is pretrained
     if "local-dir" in lines:
         assert model.name == f"local-dir:{folder}"  # from the recipe's folder, not from the working directory
 
 
+FLOAT = 'method = "float"\n'
+TRAINED = "[train_float]\nepochs = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("", False),  # no [model]: the default name is no better than another
+        ('[model]\nname = "deit_tiny_patch16_224"', False),
+        (FLOAT + '[model]\nname = "deit_tiny_patch16_224"', False),
+        ("[model]\npretrained = false", False),
+        ('[model]\nname = "local-dir:x"\npretrained = false', False),
+        (FLOAT + "[model]\npretrained = false", True),
+        ("[model]\npretrained = true", True),
+        ('[model]\nname = "local-dir:x"', True),
+        (TRAINED + "[model]\nnum_classes = 10", True),
+        (TRAINED, True),
+    ],
+)
+def test_a_recipe_says_where_weights_come_from(text: str, allowed: bool, tmp_path: Path) -> None:
+    """A name alone means timm's weights on the command line, so random ones in a recipe would surprise."""
+    recipe = tmp_path / "x.toml"
+    recipe.write_text(text + '\n[data]\ndataset = "digits"\n')
+    if allowed:
+        load_recipe(recipe)
+        return
+    message = (
+        r"^x.toml gives the float model no weights: write pretrained = true or checkpoint = FILE in \[model\], or add a table "
+        r"\[train_float\]; with method = 'float' and pretrained = false it is trained from random ones$"
+    )
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe)
+    assert load_recipe(recipe, ["model.checkpoint=w.pth"]).model.checkpoint
+
+
+def test_a_recipe_says_which_images(tmp_path: Path) -> None:
+    recipe = tmp_path / "x.toml"
+    recipe.write_text("[model]\npretrained = true\n")
+    with pytest.raises(
+        RecipeError, match=r"^x.toml does not say which images to read: give a table \[data\] with root = "
+    ):
+        load_recipe(recipe)
+    assert load_recipe(recipe, ["data.root=images"]).data.dataset == "folder"
+
+
+@pytest.mark.parametrize("verb", ["ptq", "eval", "analyze"])
+def test_the_float_model_of_a_recipe_that_trains_it(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "x.toml"
+    recipe.write_text(TRAINED + '[data]\ndataset = "digits"\n')
+    assert main([verb, str(recipe)]) == 2
+    text = f"qvit: {recipe} trains its float model, which has no weights before; run it, and give the directory of its float row\n"
+    assert capsys.readouterr().err == text
+
+
 def test_a_recipe_named_on_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     recipe = folder / "float.toml"
-    recipe.write_text('method = "float"\n')
+    recipe.write_text('method = "float"\n[data]\ndataset = "digits"\n')
     model = load_recipe(recipe, ["model.name=local-dir:tiny_vit"]).model
     assert (model.name, model.pretrained) == (f"local-dir:{folder}", True)
 

@@ -122,7 +122,9 @@ def test_the_command_line_says_how_to_continue(
 
     monkeypatch.setattr("qvit.cli.run.run_recipe", interrupted)
     recipe = tmp_path / "a recipe.toml"
-    recipe.write_text('method = "float"\n[model]\nname = "vit_tiny_patch16_224"\n[data]\nroot = "x"\n')
+    recipe.write_text(
+        'method = "float"\n[model]\nname = "vit_tiny_patch16_224"\npretrained = false\n[data]\nroot = "x"\n'
+    )
     for more in ([], ["--resume"]):
         assert cli.main(["run", str(recipe), *more]) == code
         text = f"after step 5 of 9; run has what a resume needs; continue with: qvit run '{recipe}' --resume\n"

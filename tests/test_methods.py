@@ -124,20 +124,24 @@ def written(tmp_path: Path, text: str, *overrides: str) -> Recipe:
 
 
 def test_the_table_quantize_holds_the_options_of_the_method(tmp_path: Path) -> None:
-    text = 'method = "qvit-irm"\n[quantize]\nguide = 0.5\n'
+    sources = '\n[data]\ndataset = "digits"\n[model]\npretrained = true\n'
+    text = 'method = "qvit-irm"\n[quantize]\nguide = 0.5\n' + sources
     assert written(tmp_path, text, "quantize.weight_bits=3").quantize == METHODS["qvit-irm"].config(
         weight_bits=3, guide=0.5
     )
-    text = 'method = "ptq"\nfit = { epochs = 0 }\n[quantize]\nobserver = { kind = "Percentile", share = 0.999 }\n'
+    text = (
+        'method = "ptq"\nfit = { epochs = 0 }\n[quantize]\nobserver = { kind = "Percentile", share = 0.999 }\n'
+        + sources
+    )
     options = written(tmp_path, text).quantize
     assert options.observer.share == 0.999  # type: ignore[union-attr]
     text = 'method = "lsq"\n[quantize]\nweights = { kind = "FixedBits", bits = 2 }\nactivations = { kind = "FixedBits", bits = 2 }'
-    assert written(tmp_path, text).quantize.weights.bits == 2  # type: ignore[union-attr]
+    assert written(tmp_path, text + sources).quantize.weights.bits == 2  # type: ignore[union-attr]
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     """Those that it writes; those typed on the command line are relative to the working directory."""
-    text = 'init_bits = "i.json"\n[model]\ncheckpoint = "a.pth"\n[budget]\nmilliseconds = 1.0\ntable = "b.json"'
+    text = 'init_bits = "i.json"\n[model]\ncheckpoint = "a.pth"\n[budget]\nmilliseconds = 1.0\ntable = "b.json"\n[data]\ndataset = "digits"'
     recipe = written(tmp_path, text)
     assert recipe.model.checkpoint == str(tmp_path / "a.pth")
     assert recipe.init_bits == str(tmp_path / "i.json")

@@ -106,7 +106,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(
     """Below a file nobody can make one, whatever their rights."""
     (tmp_path / "file").write_text("")
     recipe = tmp_path / "r.toml"
-    recipe.write_text('method = "float"\n[model]\nname = "vit_tiny_patch16_224"\n[data]\nroot = "nowhere"\n')
+    recipe.write_text(
+        'method = "float"\n[model]\nname = "vit_tiny_patch16_224"\npretrained = false\n[data]\nroot = "nowhere"\n'
+    )
     assert main(["run", str(recipe), "--out", str(tmp_path / "file" / "run")]) == 74
     assert "Not a directory; complete files are as they were; a part of this path is a file" in capsys.readouterr().err
 

@@ -98,6 +98,7 @@ def test_overrides(tmp_path: Path) -> None:
         "[fit]\nepochs = 1",
         "fit.epochs=3",
         "model.name=deit_small_patch16_224",
+        "model.pretrained=true",
         "fit.allocation={kind = 'Lagrangian', rate = 0.5}",
         "data.dataset=digits",
         "data.mean=[0.5, 0.5, 0.5]",
@@ -140,7 +141,7 @@ def test_paths_start_at_the_recipe_and_typed_ones_at_the_working_directory(
     assert recipe.data.root == str(elsewhere / "mine")
     assert recipe.model.checkpoint == str(tmp_path / "w.pth")
     for name, expected in (("hfds/../cifar", f"hfds/{tmp_path.parent / 'cifar'}"), ("hfds/cifar10", "hfds/cifar10")):
-        assert load(tmp_path, f"[data]\ndataset = '{name}'").data.dataset == expected
+        assert load(tmp_path, f"[model]\npretrained = true\n[data]\ndataset = '{name}'").data.dataset == expected
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -150,7 +151,8 @@ def test_missing_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("toml", "expected"), [("3", 3), ("[2, 3]", (2, 3))], ids=["one", "pair"])
 def test_a_budget_of_uniform_bits_is_one_number_or_two(toml: str, expected: object, tmp_path: Path) -> None:
-    budget = load(tmp_path, f"[budget]\nuniform = {toml}").budget
+    sources = "[model]\npretrained = true\n[data]\ndataset = 'digits'\n"
+    budget = load(tmp_path, f"{sources}[budget]\nuniform = {toml}").budget
     assert budget == Budget(uniform=expected)  # type: ignore[arg-type]
     assert from_values(Budget, json.loads(json.dumps(to_values(budget))), "budget") == budget
 

@@ -26,6 +26,7 @@ method = "float"
 [model]
 name = "vit_tiny_patch16_224"
 arguments = { img_size = 28, patch_size = 7, embed_dim = 32, depth = 2, num_heads = 2, num_classes = 10 }
+pretrained = false
 
 [data]
 dataset = "digits"

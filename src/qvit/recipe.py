@@ -2,7 +2,8 @@
 
     recipe = load_recipe("recipes/demo.toml", ["fit.epochs=3", "model.name=deit_small_patch16_224"])
 
-Recipes hold values only: code picks classes. `method` names a row of `methods.METHODS`, and the table [quantize] holds the
+A recipe file says which images it reads, and where the float model's weights come from: `Recipe()` in Python has digits and
+random weights, which nobody who left out a table means. Recipes hold values only: code picks classes. `method` names a row of `methods.METHODS`, and the table [quantize] holds the
 options of that method, so it needs no `kind`. Paths in the file are relative to its directory, paths in overrides to the
 working directory. What a run used, after overrides and after the data settings have been completed from the model, is
 written beside its results.
@@ -39,7 +40,8 @@ class ModelConfig:
     name         timm model name, or hf-hub:ORG/NAME, or local-dir:FOLDER
     arguments    further arguments of timm.create_model, such as img_size or depth
     pretrained   timm's own weights (downloads), or those of the repository or folder; in a recipe file these two bring
-                 theirs unless it says false or has a checkpoint
+                 theirs unless it says false or has a checkpoint, and a timm name needs true, a checkpoint or [train_float],
+                 or, to train a float model from random weights, false
     checkpoint   the user's float weights: .safetensors, or a .pth of tensors or of timm's train.py
     num_classes  size of the classifier; 0 keeps what the model has
     """
@@ -139,7 +141,7 @@ class Recipe:
 def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe file; overrides are KEY=VALUE with dotted keys and TOML values (bare words are strings).
 
-    Raises RecipeError for a missing or malformed file and for unknown keys.
+    Raises RecipeError for a missing or malformed file, for unknown keys, and where it does not say which images and weights.
     """
     path = Path(path)
     try:
@@ -156,6 +158,7 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         recipe = from_values(Recipe, table, path.name)
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    _check_sources(recipe, table, path.name)
     return _anchored(recipe, path.parent, {override.partition("=")[0] for override in overrides})
 
 
@@ -179,6 +182,22 @@ def _imply_weights(table: dict[str, Any]) -> None:
     model = table.get("model")
     if isinstance(model, dict) and ":" in str(model.get("name")) and not model.get("checkpoint"):
         model.setdefault("pretrained", True)
+
+
+def _check_sources(recipe: Recipe, table: dict[str, Any], name: str) -> None:
+    """Raise RecipeError where the file leaves images or weights to the defaults of `Recipe`, digits and random numbers."""
+    if "data" not in table:
+        raise RecipeError(
+            f"{name} does not say which images to read: give a table [data] with root = a folder that holds train and "
+            "validation, each with one folder per class, or with dataset = 'digits', 'hfds/NAME', ..."
+        )
+    model = recipe.model
+    meant_random = recipe.method == FLOAT and "pretrained" in table.get("model", {})
+    if not (model.pretrained or model.checkpoint or recipe.train_float or meant_random):
+        raise RecipeError(
+            f"{name} gives the float model no weights: write pretrained = true or checkpoint = FILE in [model], or add a table "
+            f"[train_float]; with method = '{FLOAT}' and pretrained = false it is trained from random ones"
+        )
 
 
 def recipe_to_values(recipe: Recipe) -> dict[str, Any]:

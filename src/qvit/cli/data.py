@@ -9,7 +9,7 @@ from pathlib import Path
 from ..data import DataConfig
 from ..data.sources import holds_images
 from ..finished import read_recipe
-from ..recipe import FLOAT, LOCAL, ModelConfig, load_recipe
+from ..recipe import FLOAT, LOCAL, ModelConfig, Recipe, load_recipe
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -64,16 +64,26 @@ def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
     return dataclasses.replace(base, dataset="folder", root=arguments.data, eval_split=split)
 
 
+def recipe_with_weights(path: Path) -> Recipe:
+    """The recipe at `path`. Raises ValueError where its float model is still to be trained: random weights say nothing."""
+    recipe = load_recipe(path)
+    if not (recipe.model.pretrained or recipe.model.checkpoint):
+        raise ValueError(
+            f"{path} trains its float model, which has no weights before; run it, and give the directory of its float row"
+        )
+    return recipe
+
+
 def float_source(what: str, arguments: argparse.Namespace) -> tuple[ModelConfig, DataConfig]:
     """The float model called `what` (a recipe, the directory of a float run, a timm model name), and its data settings.
 
     arguments  data, split and class_map as above; checkpoint and num_classes of a timm model name
 
-    Raises ValueError for a run that is not float and for a name without data, FileNotFoundError for no run directory.
+    Raises ValueError for a recipe without weights, a run that is not float and a name without data, FileNotFoundError for no run directory.
     """
     path = Path(what)
     if path.suffix == ".toml":
-        recipe = load_recipe(path)
+        recipe = recipe_with_weights(path)
         return recipe.model, data_from(arguments, recipe.data)
     if path.is_dir():
         recipe = read_recipe(path)

@@ -17,8 +17,7 @@ from ..data import DataConfig, open_eval, resolve_data
 from ..evaluate import evaluate
 from ..finished import load_exact, read_recipe
 from ..float_model import create_float_model
-from ..recipe import load_recipe
-from .data import add_source_options, data_from, timm_model
+from .data import add_source_options, data_from, recipe_with_weights, timm_model
 from .output import say
 
 
@@ -58,7 +57,7 @@ def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | q
     """A run, an artifact, a recipe's float model or a timm name, and the data settings that belong to it."""
     path = Path(what)
     if path.suffix == ".toml":
-        recipe = load_recipe(path)
+        recipe = recipe_with_weights(path)
         model = create_float_model(recipe.model)
         return model, resolve_data(data_from(arguments, recipe.data), model)
     if path.suffix == ".qvit":

@@ -6,7 +6,7 @@ qvit run RECIPE [--out DIR] [--set KEY=VALUE ...] [--resume] [--report] [--dry-r
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,12 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 def recipe_of(path: Path, arguments: argparse.Namespace) -> Recipe:
     """The recipe in a file with the options of `add_recipe_options`."""
-    recipe = load_recipe(path, arguments.set)
-    model = recipe.model
-    if arguments.checkpoint:  # relative to the working directory, unlike paths inside a recipe
-        model = dataclasses.replace(model, checkpoint=str(arguments.checkpoint), pretrained=False)
+    overrides = list(arguments.set)
+    if arguments.checkpoint:
+        overrides += [f"model.checkpoint={json.dumps(str(arguments.checkpoint))}", "model.pretrained=false"]
     if arguments.num_classes is not None:
-        model = dataclasses.replace(model, num_classes=arguments.num_classes)
-    return dataclasses.replace(recipe, model=model)
+        overrides.append(f"model.num_classes={arguments.num_classes}")
+    return load_recipe(path, overrides)
 
 
 def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:

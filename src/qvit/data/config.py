@@ -42,7 +42,8 @@ class DataConfig:
     eval_split: str = "validation"
     """Split for evaluation, never for calibration. For folders "validation", "val" and "eval" find each other."""
     class_map: str = ""
-    """Text file with one class (folder) name per line, in the order of the model's outputs; "" sorts the names."""
+    """Text file with one class (folder) name per line, in the order of the model's outputs; "" sorts the names,
+    which must then be as many as the outputs (see `data.classes`)."""
     image_column: str = "image"
     """Column of the images in "hfds/" and "hfids/" data sets."""
     label_column: str = "label"
