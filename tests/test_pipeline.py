@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from qvit.data import DataConfig, open_eval
 from qvit.emitter import FreezeError
 from qvit.evaluate import evaluate
 from qvit.finished import load, read_result
-from qvit.pipeline import run_recipe
+from qvit.pipeline import _teacher, open_recipe, run_recipe
 from qvit.quantizer import named_quantizers
-from qvit.recipe import RecipeError, load_recipe, recipe_from_values
+from qvit.recipe import Recipe, RecipeError, load_recipe, recipe_from_values
 from qvit.runs import CheckpointError
 from toy_pipeline import UNIFORM3
 
@@ -109,6 +110,26 @@ def test_a_budget_of_uniform_bits_is_a_number_in_all_that_a_run_leaves(done: tup
     with pytest.raises(RecipeError, match=r"another recipe, which differs in budget.uniform; resume it"):
         run_recipe(dataclasses.replace(recipe, budget=Budget(uniform=4)), tmp_path / "run", resume=True, quiet=True)
     assert run_recipe(recipe, tmp_path / "run", resume=True, quiet=True)["budget"] == number
+
+
+def test_another_image_or_model_is_another_cache_of_logits(done: tuple[Path, Path], tmp_path: Path) -> None:
+    """160 images and 161 both make 5 batches of 32, in orders that have nothing in common."""
+    shutil.copytree(done[0].parent / "digits", tmp_path / "digits")
+    recipe = load_recipe(done[0], [f"data.root={tmp_path / 'digits'}"])
+
+    def caches(recipe: Recipe) -> int:
+        context = dataclasses.replace(open_recipe(recipe, quiet=True), cache=tmp_path / "cache")
+        assert context.splits.train_batches == 5
+        _teacher(context, recipe.fit)
+        return len(list((tmp_path / "cache").iterdir()))
+
+    assert [caches(recipe), caches(recipe)] == [1, 1]
+    norm = {"norm_layer": "layernorm"}  # what it has anyway: the same weights, in what might be another network
+    model = dataclasses.replace(recipe.model, arguments={**recipe.model.arguments, **norm})
+    assert caches(dataclasses.replace(recipe, model=model)) == 2
+    image = next((tmp_path / "digits" / "train" / "3").iterdir())
+    shutil.copy(image, image.with_name("0.png"))
+    assert caches(recipe) == 3
 
 
 def test_load_gives_the_trained_module(done: tuple[Path, Path]) -> None:

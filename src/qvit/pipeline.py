@@ -33,7 +33,8 @@ from qvit_runtime.artifact import to_bytes
 
 from .activation_histogram import write_activations
 from .budget import Budget, check_budget
-from .data import DataConfig, Splits, open_data, preprocess_of, resolve_data
+from .data import DataConfig, SeededStream, Splits, open_data, preprocess_of, resolve_data
+from .data.listing import listing
 from .data.shards import PREFIXES as STREAMS
 from .distill import CachedTeacher, Teacher, fingerprint
 from .fit import FitResult, fit
@@ -294,8 +295,12 @@ def _teacher(context: Context, config: FitConfig) -> nn.Module | Teacher:
     process = process_state()
     workers = context.data.workers if context.data.dataset.startswith(STREAMS) else 0  # only there they move the order
     data = dataclasses.replace(context.data, workers=workers, cache_decoded=False, eval_batch_size=1, max_corrupt=0)
+    order, named = context.splits.order, context.recipe.model
     key = {
         "data": to_values(data),
+        "images": context.splits.train_images,
+        "listing": listing(data, order.shards if isinstance(order, SeededStream) else None),
+        "model": [named.name, named.arguments],
         "seed": config.seed,
         "accumulate": config.accumulate,
         "weights": fingerprint(context.model),
