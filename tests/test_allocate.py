@@ -38,7 +38,7 @@ def random_logs(model: nn.Module, seed: int = 0, exact: bool = False) -> dict[st
 
 
 def start(model: nn.Module) -> BitTable:
-    return {name: value.detach() for name, value in continuous_bits(model).items()}
+    return {name: value.detach().double() for name, value in continuous_bits(model).items()}
 
 
 def test_benefit_is_the_slope_of_the_interpolated_table() -> None:

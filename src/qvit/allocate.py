@@ -94,16 +94,17 @@ SLOWEST_FALL = 0.02  # an error that does not fall with more bits (noise) is tak
 
 
 def continuous_bits(model: nn.Module) -> BitTable:
-    """Bits as they are learned, in float64: with gradients where they are parameters."""
+    """Bits as they are learned, where they are: with gradients where they are parameters."""
     return {
-        name: quantizer.bits.double() if quantizer.is_learned else quantizer.bit_width.double()
+        name: quantizer.bits if quantizer.is_learned else quantizer.bit_width
         for name, quantizer in require_quantized(model).items()
     }
 
 
 def penalty(model: nn.Module, shape: Costs, budget: Budget, weight: float) -> Tensor:
     """Published's budget term, a scalar with a gradient to every learned bit."""
-    excess = budget.spent(shape, continuous_bits(model)) / budget.limit - 1
+    bits = {name: value.double() for name, value in continuous_bits(model).items()}
+    excess = budget.spent(shape, bits) / budget.limit - 1
     return weight * torch.relu(excess).square()
 
 
@@ -169,7 +170,7 @@ def update(model: nn.Module, sensitivity: Sensitivity, budget: Budget, config: L
     """
     shape, learned = costs(model), sensitivity.quantizers
     tables = {name: log_table(table) for name, table in sensitivity.tables.items()}
-    bits = {name: value.detach().cpu() for name, value in continuous_bits(model).items()}
+    bits = {name: value.detach().cpu().double() for name, value in continuous_bits(model).items()}
     for _ in range(moves):
         before, bits = bits, step(learned, tables, shape, budget, bits, config)
         if max(float((bits[name] - before[name]).abs().max()) for name in learned) < SETTLED:

@@ -171,8 +171,8 @@ def costs(model: nn.Module) -> Costs:
 
 
 def bits_in_force(model: nn.Module) -> BitTable:
-    """The whole-number bit-widths, as float64 tensors (bit groups,)."""
-    return {name: quantizer.bit_width.double() for name, quantizer in require_quantized(model).items()}
+    """The whole-number bit-widths, as float64 tensors (bit groups,) in main memory: some accelerators (MPS) have no float64."""
+    return {name: quantizer.bit_width.cpu().double() for name, quantizer in require_quantized(model).items()}
 
 
 def uniform_bits(model: nn.Module, weight_bits: int, activation_bits: int) -> BitTable:
