@@ -174,7 +174,7 @@ def test_a_path_on_which_bits_do_not_change_the_time(tmp_path: Path) -> None:
     [
         ({"milliseconds": 1.0}, "a budget in milliseconds needs a table .*qvit-runtime bench MODEL --table FILE"),
         ({"gbitops": 1.0, "table": "x"}, "table is for a budget in milliseconds; given gbitops and table = 'x'"),
-        ({"milliseconds": 1.0, "kib": 1.0, "table": "x"}, "exactly one of gbitops, .*, milliseconds; given: "),
+        ({"milliseconds": 1.0, "kib": 1.0, "table": "x"}, "exactly one of gbitops, .*, milliseconds, uniform; given: "),
         ({"milliseconds": -1.0, "table": "x"}, "must be positive; given milliseconds = -1.0"),
     ],
 )
