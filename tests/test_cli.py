@@ -177,9 +177,24 @@ def test_run_of_a_float_recipe(done: tuple[Path, Path], capsys: pytest.CaptureFi
 
 
 def test_dry_run_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    found = json_of(capsys, "run", str(done[0]), "--dry-run", "--out", str(tmp_path / "x"))
+    assert main(["run", str(done[0]), "--dry-run", "--out", str(tmp_path / "x"), "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["checked"][1] == "images: 160 to train or calibrate on, 80 to evaluate"
     assert found["checked"][-1].startswith("freeze: ")
+    assert found["not_looked_at"] == []
+    assert err.endswith(f"{done[0]} is ready: qvit run {done[0]}\n")
     assert not (tmp_path / "x").exists()
+
+
+def test_dry_run_says_what_it_did_without(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no error that images or weights are not here yet, and no readiness either."""
+    missing = ["--set", "data.root=/nowhere", "--set", "model.checkpoint=/none.pth"]
+    assert main(["run", str(done[0]), "--dry-run", *missing, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    unseen = ["images of /nowhere (not found)", "checkpoint /none.pth (not found)"]
+    assert json.loads(out)["not_looked_at"] == unseen
+    assert err.endswith(f"{done[0]} works on generated images; not looked at: {', '.join(unseen)}\n")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,6 +158,10 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
         ('method = "gptq"', r"method is 'gptq'; allowed: 'qvit', 'lsq', .*'float'"),
         ('method = "ptq"', r"method 'ptq' is post-training quantization: set fit.epochs = 0"),
         ('method = "lsq"', r"method 'lsq' has fixed bits: give quantize.weights"),
+        (
+            'method = "float"\n[data]\ndataset = "images"\nroot = "x"',
+            r"^data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class$",
+        ),
         ("fit = { epochs = 0 }", r"bits cannot be learned without training: give fit.epochs"),
         ('method = "qvit-irm"\nquantize = { kind = "Spec" }', r"method 'qvit-irm' takes QViTIRM in quantize, not Spec"),
         ('method = "qvit-irm"\nquantize = { heads = 1 }', r"unknown key heads in x.toml.quantize; known: weight_bits"),
@@ -178,4 +182,4 @@ def test_what_a_recipe_may_not_say(text: str, error: str, tmp_path: Path) -> Non
 def test_dry_run_of_a_method(method: str, done: tuple[Path, Path]) -> None:
     epochs = 1 if METHODS[method].trains else 0
     kinds = [line.partition(":")[0] for line in dry_run(recipe_for(done, method, 4, epochs))]
-    assert kinds == ["model", "data", "calibration", *(["training"] if epochs else []), "freeze"]
+    assert kinds == ["model", "images", "data", "calibration", *(["training"] if epochs else []), "freeze"]

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from qvit.budget import Budget, BudgetError, check_budget
 from qvit.cost import cost
-from qvit.dry_run import dry_run
+from qvit.data import DataError
+from qvit.dry_run import dry_run, not_looked_at
+from qvit.emitter import FreezeError
 from qvit.float_model import create_float_model
 from qvit.methods import METHODS
 from qvit.recipe import FLOAT, Recipe, load_recipe
+from qvit.runs import CheckpointError
 from qvit.spec import FixedBits, Spec
 from toy_models import uniform
 
@@ -56,6 +60,7 @@ def test_dry_run(path: Path) -> None:
     quantized = recipe.method != FLOAT
     steps = {
         "model": True,
+        "images": not any(absent.startswith("images of") for absent in not_looked_at(recipe)),
         "data": True,
         "calibration": quantized,
         "budget": recipe.budget is not None and quantized,
@@ -83,6 +88,49 @@ def test_dry_run_needs_neither_data_nor_weights() -> None:
         fit=dataclasses.replace(recipe.fit, accumulate=64),
     )
     assert dry_run(recipe)[-1].startswith("freeze: ")
+    assert not_looked_at(recipe) == ["images of nowhere (not found)", "checkpoint nowhere.safetensors (not found)"]
+
+
+@pytest.mark.parametrize(
+    ("data", "absent"),
+    [
+        ({}, []),
+        ({"dataset": "folder", "root": "nowhere"}, ["images of nowhere (not found)"]),
+        ({"dataset": "hfds//nowhere/cifar"}, ["images of hfds//nowhere/cifar (not found)"]),
+        ({"dataset": "hfids/timm/imagenet-1k-wds"}, ["images of hfids/timm/imagenet-1k-wds (fetched by the run)"]),
+        ({"dataset": "wds/", "root": "shards"}, ["images of shards (not found)"]),
+        ({"dataset": "wds/", "root": "https://host/x"}, ["images of https://host/x (fetched by the run)"]),
+    ],
+)
+def test_what_a_dry_run_does_without(data: dict[str, str], absent: list[str]) -> None:
+    recipe = small(train_float=None)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **data))  # type: ignore[arg-type]
+    assert not_looked_at(recipe) == absent
+    fetched = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=True))
+    assert not_looked_at(fetched) == [*absent, "weights of vit_tiny_patch16_224 (fetched by the run)"]
+
+
+def test_dry_run_looks_at_what_is_here(tmp_path: Path) -> None:
+    """Weights that do not fit, folders that are other classes than the outputs, and small files that are missing."""
+    recipe = small()
+    weights = tmp_path / "w.pth"
+    torch.save({"cls_token": torch.zeros(1)}, weights)
+    with pytest.raises(CheckpointError, match=r"w.pth does not fit the model"):
+        dry_run(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, checkpoint=str(weights))))
+    for split in ("train", "validation"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (28, 28)).save(tmp_path / split / "cat" / "0.png")
+    data = dataclasses.replace(recipe.data, dataset="folder", root=str(tmp_path), batch_size=1)
+    with pytest.raises(DataError, match=r"has 1 classes \(cat\), but the model has 10 outputs"):
+        dry_run(dataclasses.replace(recipe, data=data))
+    with pytest.raises(DataError, match=r"split 'test' is not a folder"):
+        dry_run(dataclasses.replace(recipe, data=dataclasses.replace(data, eval_split="test")))
+    with pytest.raises(DataError, match=r"class_map='names.txt' is not a file"):
+        dry_run(dataclasses.replace(recipe, data=dataclasses.replace(data, root="nowhere", class_map="names.txt")))
+    with pytest.raises(ValueError, match=r"none.json"):
+        dry_run(small(budget=Budget(milliseconds=1.0, table="none.json"), quantize=Spec()))
+    with pytest.raises(ValueError, match=r"there is no init_bits file none.json"):
+        dry_run(small(init_bits="none.json", budget=Budget(uniform=4), quantize=Spec()))
 
 
 def test_dry_run_passes_the_stage_of_float_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +149,6 @@ def test_dry_run_says_what_a_budget_of_uniform_bits_is() -> None:
 
 
 def test_dry_run_fails_where_the_run_would() -> None:
-    from qvit.emitter import FreezeError
-
     with pytest.raises(BudgetError, match="cannot be met"):
         dry_run(small(budget=Budget(gbitops=1e-9)))
     with pytest.raises(FreezeError):

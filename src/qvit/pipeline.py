@@ -50,7 +50,7 @@ from .processes import is_main, process_state, require_same
 from .progress import Counter
 from .provenance import begin, check_recipe, versions
 from .quantizer import named_quantizers
-from .recipe import FLOAT, Recipe, RecipeError, recipe_to_values
+from .recipe import FLOAT, Recipe, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .shared_evaluation import evaluate_together, share_of
 from .spec import FixedBits, Spec
@@ -116,9 +116,6 @@ def run_recipe(
     require_same(
         f"numbers of files in {out}", sum(1 for _ in out.rglob("*")), "every machine must see the same run directory"
     )
-    trains = recipe.fit.epochs or recipe.train_float is not None
-    if recipe.data.dataset == "images" and trains:
-        raise RecipeError("data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class")
     page = LivePage(out) if report and is_main() else None
     context = dataclasses.replace(
         open_recipe(recipe, quiet, max_eval_images, out / "skipped.jsonl"),

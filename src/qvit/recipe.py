@@ -99,6 +99,8 @@ class Recipe:
             raise RecipeError(
                 f"uniform_baseline is {self.uniform_baseline}; give {MIN_BITS} to {MAX_BITS} bits, or 0 for none"
             )
+        if self.data.dataset == "images" and (self.fit.epochs or self.train_float is not None):
+            raise RecipeError("data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class")
         for name, fit in (("fit", self.fit), ("train_float", self.train_float)):
             if fit is not None and fit.seed not in (0, self.seed):
                 raise RecipeError(f"{name}.seed is {fit.seed}, but seed is {self.seed}; give the seed once, at the top")

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..dry_run import dry_run
+from ..dry_run import dry_run, not_looked_at
 from ..finished import read_result
 from ..live_page import PAGE
 from ..pipeline import run_recipe
@@ -35,7 +35,7 @@ def add_run(verbs: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--report", action="store_true", help="keep DIR/report.html up to date while training; open it in a browser"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check model, data pipeline and budget, make two steps")
+    parser.add_argument("--dry-run", action="store_true", help="check model, weights, images and budget, make two steps")
     parser.set_defaults(verb=run_verb)
     return parser
 
@@ -71,9 +71,7 @@ def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     """qvit run"""
     recipe = recipe_of(arguments.recipe, arguments)
     if arguments.dry_run:
-        lines = dry_run(recipe)
-        say(arguments, *lines, f"{arguments.recipe} is ready: qvit run {arguments.recipe}")
-        return {"recipe": str(arguments.recipe), "checked": lines}
+        return _dry_run(arguments, recipe)
     out = arguments.out or Path("runs") / arguments.recipe.stem
     if arguments.report and is_main():
         say(arguments, f"watch: {out / PAGE}")
@@ -84,6 +82,16 @@ def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     rows = [read_result(folder) for folder in folders if (folder / "result.json").exists()]
     say(arguments, "", table([*rows, result], COLUMNS), "", *what_was_written(out, result))
     return result
+
+
+def _dry_run(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+    lines, unseen = dry_run(recipe), not_looked_at(recipe)
+    if unseen:
+        verdict = f"{arguments.recipe} works on generated images; not looked at: {', '.join(unseen)}"
+    else:
+        verdict = f"{arguments.recipe} is ready: qvit run {arguments.recipe}"
+    say(arguments, *lines, verdict)
+    return {"recipe": str(arguments.recipe), "checked": lines, "not_looked_at": unseen}
 
 
 def what_was_written(out: Path, result: dict[str, Any]) -> list[str]:
