@@ -137,6 +137,18 @@ def test_more_accumulation_than_batches() -> None:
         ({"weight_decay": -0.1}, r"fit.weight_decay is -0.1; it must not be negative"),
         ({"lock_at": 1.5}, r"fit.lock_at is 1.5; it must lie between 0 and 1"),
         ({"precision": "fp16"}, r"fit.precision is 'fp16'; allowed: 'no', 'bf16'"),
+        (
+            {"evaluate_every": 0.5},
+            r"fit.evaluate_every is 0.5; evaluations come at the ends of epochs: give 1 or more, or 0",
+        ),
+        (
+            {"hard_distillation": True},
+            r"fit.hard_distillation is set but fit.distillation is 0, so no .* give fit.distilla",
+        ),
+        (
+            {"cache_teacher": True},
+            r"fit.cache_teacher is set but fit.distillation is 0, .* or set fit.cache_teacher = false",
+        ),
     ],
 )
 def test_config_is_checked(change: dict, text: str) -> None:

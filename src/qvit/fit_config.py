@@ -99,6 +99,17 @@ class FitConfig:
                 raise ValueError(f"fit.{name} is {getattr(self, name)}; it must lie between 0 and 1")
         if self.precision not in ("no", "bf16"):
             raise ValueError(f"fit.precision is {self.precision!r}; allowed: 'no', 'bf16'")
+        if 0 < self.evaluate_every < 1:
+            raise ValueError(
+                f"fit.evaluate_every is {self.evaluate_every}; evaluations come at the ends of epochs: give 1 or more, or 0 for "
+                "one at the end only"
+            )
+        for name in ("hard_distillation", "cache_teacher"):
+            if getattr(self, name) and not self.distillation:
+                raise ValueError(
+                    f"fit.{name} is set but fit.distillation is 0, so no logits of a teacher are asked for; give "
+                    f"fit.distillation a weight, or set fit.{name} = false"
+                )
         if self.activations_first > self.lock_at:
             raise ValueError(
                 f"fit.activations_first is {self.activations_first} and fit.lock_at {self.lock_at}: the bits of weights would be "
