@@ -9,7 +9,8 @@ mean of the teacher's and P (C, K) its principal components that explain a share
 
 so m is needed to find P, and then cancels. What P leaves out is noise that a network of few bits need not copy.
 
-P is computed before the first step, from training images as the student will see them, by the same batches on a resume.
+P is computed before the first step, from augmented training images (not yet mixed: mixup and cutmix come after), by the same
+batches on a resume.
 Features are the input of timm's classifier (after pooling and the last norm); those of a distilled DeiT are both of its
 tokens, side by side. Teacher and student have the same architecture.
 

@@ -27,7 +27,7 @@ from torch import Tensor
 COARSE = torch.exp2(-torch.arange(48, dtype=torch.float64) / 4)  # times max / qmax: down to 1 / 3400 of it
 FINER = (torch.exp2(torch.linspace(-0.25, 0.25, 33).double()), torch.exp2(torch.linspace(-1 / 64, 1 / 64, 17).double()))
 ROUNDS = 20  # alternations at the end
-SHIFTS = 8  # offsets tried per scale, in eighths of a step below the smallest value's
+SHIFTS = 8  # offsets tried per scale: the first level at the smallest value, or up to 7 eighths of a step above it
 
 
 @dataclass(frozen=True)
