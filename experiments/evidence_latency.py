@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import qvit_runtime
 from evidence_found import outcomes_of
-from evidence_rows import ROWS, Row
+from evidence_rows import DISTILLED, ROWS, Row
 from qvit.data import open_eval, resolve_data
 from qvit.float_model import create_float_model
 from qvit_runtime.bench import random_images
@@ -48,7 +48,8 @@ def measure(kept: Path) -> Record:
 
     Raises FileNotFoundError when no program is kept.
     """
-    rows = [row for row in ROWS if (kept / f"{row.name}_s0" / "model.qvit").exists()]
+    there = [row for row in ROWS if (kept / f"{row.name}_s0" / "model.qvit").exists()]
+    rows = [row for row in there if row.model != DISTILLED]  # the same networks
     if not rows:
         raise FileNotFoundError(f"{kept} has no ROW_s0/model.qvit; train a row first: python experiments/evidence.py")
     torch.set_num_threads(THREADS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence_found import Found, best_control, best_uniform, compared, gap_closed, of_budget, read_rows
-from evidence_rows import BUDGETS, DEIT, HEADS, SWIN, UNIFORM
+from evidence_rows import BUDGETS, DEIT, DISTILLED, HEADS, SWIN, UNIFORM
 from evidence_tradeoff import draw_tradeoff
 from evidence_trajectories import section
 
@@ -63,6 +63,7 @@ def _document(kept: Path, found: list[Found], latency: Latency, docs: Path) -> I
                 yield f"## {model}, budget of uniform {budget}\n"
                 yield from table([*floats, *rows], best_uniform(rows), latency)
                 yield from verdict(rows, floats)
+    yield from distilled(found, latency)
     yield from engine_words(latency)
     yield from ablations(found)
     yield from section(kept, docs)
@@ -70,6 +71,17 @@ def _document(kept: Path, found: list[Found], latency: Latency, docs: Path) -> I
     if any(missing.values()):
         rows = [f"{name} ({', '.join(map(str, seeds))})" for name, seeds in missing.items() if seeds]
         yield f"Not trained yet, with their seeds: {', '.join(rows)}.\n"
+
+
+def distilled(found: list[Found], latency: Latency) -> Iterator[str]:
+    """The table of rows with a teacher."""
+    rows = of_budget(found, DISTILLED, "3 bits")
+    if not rows:
+        return
+    yield f"## {DISTILLED}, budget of uniform 3 bits\n"
+    yield "Half of the loss is the divergence from the logits of the float weights that all rows start from.\n"
+    yield from table(rows, best_uniform(rows), latency)
+    yield from verdict(rows, [])
 
 
 def figure_of(model: str) -> str:

@@ -2,7 +2,7 @@
 
 One row is one recipe of recipes/cifar10 with `SHARED` settings and its own, trained once per seed. All rows of a model start
 from the same float weights and see the same 450,000 images (10 epochs of 45,000) in the order of their seed, with the same
-optimizer, learning rate, augmentation and labels, and no teacher. Uniform rows are LSQ; `float` is the same start trained on.
+optimizer, learning rate, augmentation and labels, and no teacher but in the rows of `DISTILLED`. Uniform rows are LSQ; `float` is the same start trained on.
 
 Rows with learned bits put most weights at two bits and have what lets two bits work (`TWO_BITS`): scales per channel, a grid
 without zero, a gradient for clipped weights. So that it can be seen what of their gain is due to that and what to the bits,
@@ -34,6 +34,7 @@ PER_TENSOR = 'quantize.weight_scale={kind="PerTensor"}'
 CLIPPED = 'quantize.weight_gradient={kind="ClippedGradient"}'
 SINGLE = 'quantize.scale={kind="SingleScale"}'
 LATE = "fit.lock_at=0.6"
+TEACHER = "fit.distillation=0.5"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Row:
 
 
 DEIT, SWIN = "micro DeiT", "micro Swin"
+DISTILLED = "micro DeiT, distilled"
+"""A table of its own: the float weights that rows start from teach them, which moves all of them."""
 BUDGETS = ("3 bits", "W2A3", "4 bits")
 UNIFORM, LAYERS, HEADS = "uniform LSQ", "learned, layer-wise", "learned, head-wise"
 
@@ -114,6 +117,8 @@ ROWS = (
             *("fit.epochs=10", "fit.learning_rate=5e-4", "fit.warmup_epochs=0"),
         ),
     ),
+    Row("distilled_w3a3", DISTILLED, "3 bits", UNIFORM, "uniform_w3a3", (TEACHER,), seeds=1),
+    Row("distilled_headwise_3bit", DISTILLED, "3 bits", HEADS, "headwise_3bit", (TEACHER,), seeds=1),
     _without(
         "weights_count",
         "the weight factor",

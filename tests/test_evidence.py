@@ -12,7 +12,7 @@ import pytest
 from evidence_found import best_control, best_uniform, compared, gap_closed, read_rows
 from evidence_readme import BEGIN, END, block, write_readme
 from evidence_report import write_document
-from evidence_rows import DEIT, ROWS, SWIN
+from evidence_rows import DEIT, DISTILLED, ROWS, SWIN
 from evidence_statistics import difference
 from evidence_svg import ticks
 from evidence_tradeoff import draw_tradeoff
@@ -58,7 +58,8 @@ def test_every_row_is_a_recipe_with_seeds_of_its_own() -> None:
     for row in ROWS:
         recipe = row.load(seed=3)
         assert (recipe.seed, recipe.fit.epochs, recipe.fit.precision) == (3, 10, "bf16")
-        assert (recipe.fit.learning_rate, recipe.fit.distillation, recipe.data.batch_size) == (5e-4, 0, 128)
+        assert (recipe.fit.learning_rate, recipe.data.batch_size) == (5e-4, 128)
+        assert recipe.fit.distillation == (0.5 if row.model == DISTILLED else 0)
         assert recipe.train_float is None
         assert ("head-wise" in row.title) == ("headwise" in row.recipe)
 
@@ -162,6 +163,16 @@ def test_a_control_is_no_uniform_row_and_is_told_apart(tmp_path: Path) -> None:
     assert "| +5.00 ± 1.35 (images), not shown |  | -1.00 ± 0.62 (images), not shown (W2A4, same grids) |" in block(
         tmp_path
     )
+
+
+def test_rows_with_a_teacher_have_a_table_of_their_own(tmp_path: Path) -> None:
+    write_result(tmp_path, "uniform_w3a3_s0", first(70), 0.45)
+    write_result(tmp_path, "distilled_w3a3_s0", first(72), 0.45)
+    write_result(tmp_path, "distilled_headwise_3bit_s0", first(74), 0.45)
+    main, own = page(tmp_path).split(f"## {DISTILLED}, budget of uniform 3 bits")
+    assert "| 72.00 |" not in main
+    assert "| 70.00 |" not in own
+    assert "Head-wise learned bits minus uniform bits: +2.00 ± 0.87 (images), not shown." in own
 
 
 def test_a_share_of_the_gap_is_of_the_seeds_that_all_rows_have(tmp_path: Path) -> None:
