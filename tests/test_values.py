@@ -10,6 +10,7 @@ import pytest
 from qvit.allocate import Lagrangian, Published
 from qvit.budget import Budget
 from qvit.data import DataConfig
+from qvit.feature_distill import FeatureDistillation
 from qvit.fit_config import FitConfig
 from qvit.recipe import ModelConfig, Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
 from qvit.spec import FixedBits, LearnedBits, PerChannel, PerTensor, SharedScale, Spec
@@ -144,6 +145,17 @@ def test_paths_start_at_the_recipe_and_typed_ones_at_the_working_directory(
         assert load(tmp_path, f"[model]\npretrained = true\n[data]\ndataset = '{name}'").data.dataset == expected
 
 
+def test_a_typed_table_starts_at_the_working_directory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it does, and nothing else."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    text = "init_bits = 'b.json'\n[budget]\nkib = 2.0\n[model]\nname = 'vit_tiny_patch16_224'\ncheckpoint = 'w.pth'"
+    recipe = load(tmp_path, text, 'data={dataset="folder", root="imgs", class_map="names.txt"}')
+    assert recipe.data.root == str(tmp_path / "here" / "imgs")
+    assert recipe.data.class_map == str(tmp_path / "here" / "names.txt")
+    assert (recipe.init_bits, recipe.model.checkpoint) == (str(tmp_path / "b.json"), str(tmp_path / "w.pth"))
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no recipe .*none.toml"):
         load_recipe(tmp_path / "none.toml")
@@ -173,3 +185,17 @@ def test_what_is_no_budget_of_uniform_bits(toml: str, message: str, tmp_path: Pa
 
 def test_none_is_left_out() -> None:
     assert to_values(Budget(kib=2.0)) == {"kind": "Budget", "kib": 2.0}
+
+
+@pytest.mark.parametrize("change", [{"distillation": 0.5}, {"features": FeatureDistillation()}])
+def test_a_float_model_is_not_its_own_teacher(change: dict) -> None:
+    asking = FitConfig(**change)
+    text = (
+        r"fit asks for a teacher, which a recipe has in its float model alone: the one that is trained here; leave "
+        r"fit.distillation and fit.features out"
+    )
+    with pytest.raises(RecipeError, match=text):
+        Recipe(method="float", fit=asking)
+    with pytest.raises(RecipeError, match=r"train_float asks for a teacher, .* leave train_float.distillation and"):
+        Recipe(train_float=asking)
+    Recipe(train_float=FitConfig(), fit=asking)

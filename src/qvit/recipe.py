@@ -104,10 +104,17 @@ class Recipe:
         for name, fit in (("fit", self.fit), ("train_float", self.train_float)):
             if fit is not None and fit.seed not in (0, self.seed):
                 raise RecipeError(f"{name}.seed is {fit.seed}, but seed is {self.seed}; give the seed once, at the top")
-            if fit is not None and fit.activations_first and (self.method == FLOAT or name == "train_float"):
+            if fit is None or not (self.method == FLOAT or name == "train_float"):
+                continue
+            if fit.activations_first:
                 raise RecipeError(
                     f"{name}.activations_first is {fit.activations_first}, but a float model has no activations to quantize "
                     "first; leave it out"
+                )
+            if fit.needs_teacher:
+                raise RecipeError(
+                    f"{name} asks for a teacher, which a recipe has in its float model alone: the one that is trained here; leave "
+                    f"{name}.distillation and {name}.features out"
                 )
 
     def _check_method(self) -> None:
@@ -229,10 +236,10 @@ def _override(table: dict[str, Any], text: str) -> None:
 
 
 def _anchored(recipe: Recipe, base: Path, typed: set[str]) -> Recipe:
-    """Make relative paths absolute: those of `typed` keys from the working directory, the others from `base`."""
+    """Make relative paths absolute: those of `typed` keys and tables from the working directory, the others from `base`."""
 
     def anchor(path: str, key: str) -> str:
-        start = Path.cwd() if key in typed else base
+        start = Path.cwd() if any(f"{key}.".startswith(f"{given}.") for given in typed) else base
         return path if not path or Path(path).is_absolute() else str((start / path).resolve())
 
     data, model = recipe.data, recipe.model
