@@ -11,16 +11,20 @@ import pytest
 import torch
 
 import qvit_runtime
-from qvit.budget import Budget, BudgetError
+from qvit.budget import Budget, BudgetError, check_budget, resolve_budget
 from qvit.cli import main
+from qvit.convert import quantize
+from qvit.cost import cost
 from qvit.data import open_eval
 from qvit.emitter import FreezeError
 from qvit.evaluate import evaluate
 from qvit.finished import load, read_result
-from qvit.pipeline import _teacher, open_recipe, run_recipe
+from qvit.pipeline import _teacher, open_recipe, run_recipe, uniform_row
 from qvit.quantizer import named_quantizers
 from qvit.recipe import Recipe, RecipeError, load_recipe, recipe_from_values
 from qvit.runs import CheckpointError
+from qvit.spec import FixedBits, LearnedBits, Spec
+from toy_models import vit
 from toy_pipeline import UNIFORM3
 
 FIELDS = {
@@ -110,6 +114,18 @@ def test_a_budget_of_uniform_bits_is_a_number_in_all_that_a_run_leaves(done: tup
     with pytest.raises(RecipeError, match=r"another recipe, which differs in budget.uniform; resume it"):
         run_recipe(dataclasses.replace(recipe, budget=Budget(uniform=4)), tmp_path / "run", resume=True, quiet=True)
     assert run_recipe(recipe, tmp_path / "run", resume=True, quiet=True)["budget"] == number
+
+
+@pytest.mark.parametrize(("edge", "expected"), [(FixedBits(8), 8), (LearnedBits(3, 8), 4)], ids=["fixed", "learned"])
+def test_the_uniform_row_learns_no_bits(edge: FixedBits | LearnedBits, expected: int) -> None:
+    """It costs what a budget of as many uniform bits is, and needs none."""
+    learned = Spec(edge=edge)
+    row = uniform_row(Recipe(quantize=learned, budget=Budget(gbitops=1.0), uniform_baseline=4))
+    model = quantize(vit(depth=1), row.quantize, quiet=True)
+    assert check_budget(model, row.budget) is None
+    assert named_quantizers(model)["head.weight"].widths == [expected]
+    budget = resolve_budget(Budget(uniform=4), quantize(vit(depth=1), learned, quiet=True))
+    assert cost(model).gbitops == pytest.approx(budget.gbitops)
 
 
 def test_another_image_or_model_is_another_cache_of_logits(done: tuple[Path, Path], tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ from .quantizer import named_quantizers
 from .recipe import FLOAT, Recipe, recipe_to_values
 from .runs import Run, load_tensors, save_tensors
 from .shared_evaluation import evaluate_together, share_of
-from .spec import FixedBits, Spec
+from .spec import FixedBits, LearnedBits, Spec
 from .storage import check_writable, write_atomic
 from .values import to_values
 
@@ -149,10 +149,11 @@ def float_row(recipe: Recipe, config: FitConfig) -> Recipe:
 
 
 def uniform_row(recipe: Recipe) -> Recipe:
-    """The row of its `uniform_baseline`: that many bits everywhere, with the same settings."""
+    """The row of its `uniform_baseline`: that many bits everywhere but in first and last layers of fixed bits, same settings."""
     assert isinstance(recipe.quantize, Spec)  # checked by Recipe
     bits = FixedBits(recipe.uniform_baseline)
-    spec = dataclasses.replace(recipe.quantize, weights=bits, activations=bits, overrides=())
+    edge = bits if isinstance(recipe.quantize.edge, LearnedBits) else recipe.quantize.edge
+    spec = dataclasses.replace(recipe.quantize, weights=bits, activations=bits, edge=edge, overrides=())
     return dataclasses.replace(recipe, quantize=spec, budget=None, init_bits="")
 
 
@@ -287,7 +288,7 @@ def _fit(
 
 def _teacher(context: Context, config: FitConfig) -> nn.Module | Teacher:
     """The float model; with config.cache_teacher, its logits from a file that all rows share."""
-    if not config.cache_teacher or not config.distillation:
+    if not config.cache_teacher:
         return context.model
     process = process_state()
     workers = context.data.workers if context.data.dataset.startswith(STREAMS) else 0  # only there they move the order
