@@ -65,8 +65,10 @@ def test_cost_of_a_recipe_is_that_of_its_model_and_what_its_budget_means(
 def test_cost_of_a_float_recipe_is_that_of_its_model_quantized_uniformly(
     done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "my.toml"
-    path.write_text('method = "float"\n' + done[0].read_text().replace("uniform_baseline = 3", ""))
+    path, text = tmp_path / "my.toml", done[0].read_text()
+    for line in ("uniform_baseline = 3", "distillation = 0.5", "cache_teacher = true"):
+        text = text.replace(line, "")
+    path.write_text(f'method = "float"\n{text}')
     found = json_of(capsys, "cost", str(path), "--weight-bits", "3", "--activation-bits", "3")
     assert found["gbitops"] == pytest.approx(UNIFORM3)
     assert (found["budget"], found["reach"]) == (None, None)
@@ -168,9 +170,8 @@ def test_run_of_a_float_recipe(done: tuple[Path, Path], capsys: pytest.CaptureFi
     """The same verb trains a float model; what to do next is not to inspect an artifact."""
     recipe, out = done[0].with_name("only_float.toml"), done[0].with_name("only_float")
     recipe.write_text('method = "float"\n' + done[0].read_text())
-    assert (
-        main(["run", str(recipe), "--set", "fit.epochs=0.2", "--set", "fit.distillation=0.0", "--out", str(out)]) == 0
-    )
+    changes = ("fit.epochs=0.2", "fit.distillation=0.0", "fit.cache_teacher=false")
+    assert main(["run", str(recipe), *(f"--set={change}" for change in changes), "--out", str(out)]) == 0
     assert f"wrote {out / 'result.json'}\nnext: qvit eval {out}\n" in capsys.readouterr().out
     assert main(["eval", str(out)]) == 0
     assert "top1 " in capsys.readouterr().out

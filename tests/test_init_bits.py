@@ -197,8 +197,9 @@ def test_a_recipe_starts_there(done: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = load_recipe(done[0])
     model = METHODS["qvit"].quantize(create_float_model(recipe.model), recipe.quantize)
     path, bits = waves(tmp_path, model)
+    alone = ("fit.epochs=1", "fit.distillation=0.0", "fit.cache_teacher=false", "fit.checkpoint_every=2")
     recipe = dataclasses.replace(
-        load_recipe(done[0], [f"init_bits={path}", "fit.epochs=1", "fit.distillation=0.0", "fit.checkpoint_every=2"]),
+        load_recipe(done[0], [f"init_bits={path}", *alone]),
         model=dataclasses.replace(recipe.model, checkpoint=str(done[1] / "float")),
     )
     assert dry_run(recipe)[-1].startswith("freeze: ")
