@@ -163,12 +163,20 @@ def test_unsigned_keys_and_values(kind, right_bits, signed, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("width", "query", "key"), [(33_025, 255, 255), (65_536, -128, 255), (65_536, 255, -128)])
-def test_the_longest_products_of_activations(width, query, key, path):
+@pytest.mark.parametrize(
+    ("width", "signs", "query", "key"),
+    [
+        (33_025, (False, False), 255, 255),
+        (65_536, (True, False), 127, 255),
+        (65_536, (True, False), -128, 255),
+        (65_536, (False, True), 255, -128),
+    ],
+)
+def test_the_longest_products_of_activations(width, signs, query, key, path):
     """All codes as large as they get; 33,026 unsigned ones could overflow, so the engine does not load them."""
 
     def program(width):
-        buffers = [p.Buffer(name, (1, 1, width), grid(8, code < 0)) for name, code in (("q", query), ("k", key))]
+        buffers = [p.Buffer(name, (1, 1, width), grid(8, sign)) for name, sign in zip("qk", signs, strict=True)]
         return bare_program([p.QueryKey("q", "k", "out", 1.0)], [*buffers, p.Buffer("out", (1, 1, 1))])
 
     inputs = {name: np.full((1, 1, 1, width), code, np.int16) for name, code in (("q", query), ("k", key))}

@@ -17,13 +17,16 @@ std::vector<float> run(Engine& engine, const std::vector<float>& images, int64_t
 }
 
 // The longest products that `check` lets through, all codes as large as they get: exact, though parts of the sum wrap.
+// That of signed queries (stored as 0..255) and unsigned keys does before the correction.
 void check_longest_products() {
   struct Case {
     int64_t width;
     int16_t query, key;
+    bool query_signed, key_signed;
   };
-  for (const Case& c : {Case{33025, 255, 255}, {65536, -128, 255}, {65536, 255, -128}, {65536, -128, -128}}) {
-    const Program program = long_product(c.width, c.query < 0, c.key < 0);
+  for (const Case& c : {Case{33025, 255, 255, false, false}, {65536, 127, 255, true, false},
+                        {65536, -128, 255, true, false}, {65536, 255, -128, false, true}}) {
+    const Program program = long_product(c.width, c.query_signed, c.key_signed);
     const std::vector<int16_t> query(static_cast<size_t>(c.width), c.query), key(query.size(), c.key);
     for (const Kernels* kernels : paths()) {
       Engine engine(program, *kernels, 1, true);
