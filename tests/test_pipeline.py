@@ -22,7 +22,7 @@ from qvit.finished import load, read_result
 from qvit.pipeline import _teacher, open_recipe, run_recipe, uniform_row
 from qvit.quantizer import named_quantizers
 from qvit.recipe import Recipe, RecipeError, load_recipe, recipe_from_values
-from qvit.runs import CheckpointError
+from qvit.runs import CheckpointError, Run, load_tensors
 from qvit.spec import FixedBits, LearnedBits, Spec
 from toy_models import vit
 from toy_pipeline import UNIFORM3
@@ -211,10 +211,10 @@ def test_resume_with_another_recipe_is_refused(done: tuple[Path, Path]) -> None:
         with pytest.raises(RecipeError, match=text):
             run_recipe(recipe, run, resume=True, quiet=True)
         other_workers = load_recipe(path, ["data.workers=1"])
-        assert (
-            run_recipe(other_workers, run, resume=True, quiet=True)["top1"]
-            == json.loads((run / "kept.json").read_text())["top1"]
-        )
+        result = run_recipe(other_workers, run, resume=True, quiet=True)
+        assert result["top1"] == json.loads((run / "kept.json").read_text())["top1"]
+        assert result["training_seconds"] > load_tensors(Run(run).checkpoints()[-1])[1]["seconds"] > 0
+        assert result["images_per_second"] == pytest.approx(2 * 5 * 32 / result["training_seconds"])
         provenance = json.loads((run / "provenance.json").read_text())
         assert len(provenance["resumed"]) == 1
         assert provenance["resumed"][0]["started"] >= provenance["started"]

@@ -16,7 +16,7 @@ from qvit.allocate import Allocation, Published
 from qvit.fit import FitResult
 from qvit.fit_config import FitConfig
 from qvit.quantizer import named_quantizers
-from qvit.runs import CheckpointError, Run
+from qvit.runs import CheckpointError, Run, load_tensors
 from toy_models import uniform, vit
 from toy_training import QUICK, same_state, toy_data, toy_model, toy_run
 
@@ -70,9 +70,12 @@ def test_resume_of_a_finished_run_does_not_even_evaluate(
 ) -> None:
     go(tmp_path)
     before = logs(tmp_path)
+    seconds = load_tensors(Run(tmp_path).checkpoints()[-1])[1]["seconds"]
     model, result = go(tmp_path, resume=True, evaluation=None)
     assert same_state(model, unbroken[0]) == []
     assert result.top1 == unbroken[1].top1
+    assert result.seconds is not None
+    assert result.seconds > seconds > 0
     assert logs(tmp_path) == before == logs(unbroken[2])
 
 

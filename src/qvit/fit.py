@@ -61,14 +61,15 @@ from .training_state import TrainingState
 class FitResult:
     """Outcome of a run.
 
-    steps              optimizer steps of the whole run
-    images_per_second  in this process's part of the run
-    top1               percent on the evaluation loader, or None without one
-    rollbacks          how often the run went back to a checkpoint and on at lower learning rates
+    steps      optimizer steps of the whole run
+    seconds    that it took, evaluations included; of a process that was ended, up to its last checkpoint. None when the
+               run was resumed from a checkpoint of a version that did not count them
+    top1       percent on the evaluation loader, or None without one
+    rollbacks  how often the run went back to a checkpoint and on at lower learning rates
     """
 
     steps: int
-    images_per_second: float
+    seconds: float | None
     top1: float | None
     rollbacks: int
 
@@ -210,6 +211,7 @@ class _Trainer:
     def train(self, resume: bool, max_steps: int | None) -> FitResult:
         """All steps from the newest checkpoint (or the start) to the end."""
         step = self.state.load_newest(self.run, self.accelerator) if resume and self.run is not None else 0
+        self.earlier = self.state.seconds
         self.evaluated, self.top1 = evaluated_before(self.run, step)
         sizes = self.steps, self.steps_per_epoch
         self.log = TrainingLog(self.config, self.run, self.main, self.quiet, *sizes, step, self.on_log)
@@ -237,7 +239,7 @@ class _Trainer:
                 if 0 < step < self.steps and not self._checkpoints(step):  # `max_steps`, between two checkpoints
                     self._save(self.run, step)
                 raise InterruptionError(self.signals.received, step, self.steps, self.run.folder)
-        return FitResult(self.steps, self.log.progress.images_per_second(), self.top1, self.state.rollbacks)
+        return FitResult(self.steps, self._seconds(), self.top1, self.state.rollbacks)
 
     def _train_epoch(self, step: int, last: int) -> int:
         """Steps from `step` on, to the end of its epoch or to `last`; returns how many have been made by then."""
@@ -359,10 +361,15 @@ class _Trainer:
         culprit = nonfinite_parameter(self.raw)
         if culprit is not None:
             self._stop_being_finite(step, culprit)
+        self.state.seconds = self._seconds()
         self.state.save(run, step, self.config.keep_checkpoints, self.accelerator)
         self.way_back.forget_start()
         if self.stopping:
             raise InterruptionError(self.signals.received, step, self.steps, run.folder)
+
+    def _seconds(self) -> float | None:
+        """Of the run so far, of all processes that one after the other have made it."""
+        return None if self.earlier is None else self.earlier + self.log.progress.seconds()
 
     def _evaluates(self, step: int) -> bool:
         """Whether step number `step` is followed by an evaluation."""

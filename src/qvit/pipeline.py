@@ -335,17 +335,17 @@ def _common(
         "images": context.splits.eval_images,
         "skipped_images": context.splits.skips.images(),
         "rollbacks": 0 if result is None else result.rollbacks,
-        "images_per_second": None if result is None else result.images_per_second,
+        "images_per_second": None if result is None else _images_per_second(context, row.fit, result),
         "calibration_seconds": calibration_seconds,
-        "training_seconds": 0.0 if result is None else _training_seconds(context, row.fit, result),
+        "training_seconds": 0.0 if result is None else result.seconds,
         "versions": versions(),
     }
 
 
-def _training_seconds(context: Context, config: FitConfig, result: FitResult) -> float:
-    """Of the whole run, at the speed of the part that this process trained."""
+def _images_per_second(context: Context, config: FitConfig, result: FitResult) -> float | None:
+    """Of the whole run; None where its time is not known."""
     images = result.steps * config.accumulate * context.data.batch_size
-    return images / result.images_per_second if result.images_per_second else 0.0
+    return images / result.seconds if result.seconds else None
 
 
 def _resolved(context: Context, row: Recipe) -> Recipe:

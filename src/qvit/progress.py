@@ -30,9 +30,13 @@ class Progress:
         self.live = sys.stderr.isatty()
         self.last_print = 0.0
 
+    def seconds(self) -> float:
+        """Since this process started training."""
+        return time.perf_counter() - self.started
+
     def images_per_second(self) -> float:
         """Since this process started training."""
-        return self.images / max(time.perf_counter() - self.started, 1e-9)
+        return self.images / max(self.seconds(), 1e-9)
 
     def show(self, step: int, record: dict[str, Any]) -> None:
         """Print the step, the time that is left, the speed and the numbers of SHOWN that are in `record`."""

@@ -9,8 +9,8 @@ Layout of the tensors in a checkpoint file (`runs`):
     sensitivity.NAME        running tables of learned bits
 
 and in its JSON what else the optimizer keeps of parameters (AdamP counts its steps in Python: as a tensor the number would
-round other products to float32) and of groups, and how often the run was rolled back. Random states are not there: they are
-functions of (seed, step).
+round other products to float32) and of groups, how often the run was rolled back, and the seconds that it took. Random states
+are not there: they are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class TrainingState:
     """Model, optimizer, sensitivities and moving average of one run.
 
     rollbacks  how often it went back to an older state of itself (`rollback`)
+    seconds    of training up to the last checkpoint; None after loading one that does not say
 
     Raises ValueError for an optimizer whose settings a checkpoint cannot hold.
     """
@@ -46,6 +47,7 @@ class TrainingState:
         self.ema_decay = ema_decay
         self.ema: ModelEmaV3 | None = None
         self.rollbacks = 0
+        self.seconds: float | None = 0.0
 
     def average(self, steps_since_lock: int) -> None:
         """Fold the weights of this step into the moving average; it starts at the lock."""
@@ -72,7 +74,8 @@ class TrainingState:
         if self.sensitivity is not None:
             packed |= {f"sensitivity.{name}": value for name, value in self.sensitivity.state_dict().items()}
         tensors, plain = self._optimizer_state()
-        return packed | tensors, {**plain, "averaged": self.ema is not None, "rollbacks": self.rollbacks}
+        counts = {"rollbacks": self.rollbacks, "seconds": self.seconds}
+        return packed | tensors, {**plain, "averaged": self.ema is not None, **counts}
 
     def _optimizer_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What the optimizer keeps, as tensors and JSON-ready values. Raises ValueError for what is neither."""
@@ -146,6 +149,7 @@ class TrainingState:
             parts[kind][rest] = value
         self.model.load_state_dict(parts["model"])
         self.rollbacks = state.get("rollbacks", 0)  # absent before there were any
+        self.seconds = state.get("seconds")  # absent before they were counted
         self.ema = None
         if state["averaged"]:
             self.ema = ModelEmaV3(self.model, decay=self.ema_decay, use_warmup=True)
