@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from qvit.cli import main
-from qvit.data import DataConfig, open_data
+from qvit.data import DataConfig, DataError, open_data
+from qvit.dry_run import dry_run
 from qvit.fit import fit
 from qvit.fit_config import FitConfig
+from qvit.recipe import load_recipe
 from qvit.runs import load_tensors
 from toy_shards import CONFIG, change, png, write_shards
 from toy_training import QUICK, same_state, three_bits, toy_model
@@ -105,6 +107,18 @@ def test_a_run_reports_what_it_left_out(shards: Path, tmp_path: Path, capfd: pyt
     [line] = (out / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["name"].endswith("train-0.tar: 0003")
     assert json.loads((out / "result.json").read_text())["skipped_images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "count"), [("validation", "7"), ("validation-{0..1}.tar", "an unknown number")], ids=["info", "shards"]
+)
+def test_a_dry_run_opens_the_stream(shards: Path, tmp_path: Path, split: str, count: str) -> None:
+    recipe = tmp_path / "shards.toml"
+    recipe.write_text(RECIPE)
+    lines = dry_run(load_recipe(recipe, [f"data.eval_split={split}"]))
+    assert lines[1] == f"images: 40 to train or calibrate on, {count} to evaluate"
+    with pytest.raises(DataError, match=r"do not fill one batch of 64"):
+        dry_run(load_recipe(recipe, ["data.batch_size=64"]))
 
 
 @pytest.mark.slow

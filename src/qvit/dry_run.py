@@ -78,7 +78,8 @@ def _with_weights_here(model: ModelConfig) -> ModelConfig:
 def _opened(recipe: Recipe, model: nn.Module) -> str:
     data = resolve_data(dataclasses.replace(recipe.data, workers=0, cache_decoded=False), model)
     splits = open_data(data, recipe.seed)
-    return f"images: {splits.train_images} to train or calibrate on, {splits.eval_images} to evaluate"
+    judging = splits.eval_images or "an unknown number"  # of a stream
+    return f"images: {splits.train_images} to train or calibrate on, {judging} to evaluate"
 
 
 def _dry(whole: Recipe, recipe: Recipe, steps: int) -> Iterator[str]:
