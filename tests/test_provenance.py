@@ -19,7 +19,8 @@ from qvit.runs import Run
 def test_what_a_change_of_the_recipe_changes(done: tuple[Path, Path]) -> None:
     """Workers change no map-style data set but do change a stream; a float row does not read the spec."""
     row = load_recipe(done[0])
-    floating = dataclasses.replace(row, method="float")
+    alone = dataclasses.replace(row.fit, distillation=0.0, cache_teacher=False)
+    floating = dataclasses.replace(row, method="float", fit=alone)
     stream = dataclasses.replace(row, data=dataclasses.replace(row.data, dataset="wds/"))
     assert is_harmless("data.workers", row)
     assert not is_harmless("data.workers", stream)
