@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from qvit.calibrate import calibrate, fit_weight
+import qvit_runtime
+from qvit.calibrate import NOTHING, calibrate, fit_weight, fit_weights
 from qvit.convert import quantize
 from qvit.fake_quantize import composed
+from qvit.freeze import freeze
 from qvit.integer_layers import integer_weight
 from qvit.layers import QuantLinear
 from qvit.midrise import MidRiseQuantizer
-from qvit.quantizer import Quantizer
+from qvit.quantizer import Quantizer, named_quantizers
+from qvit.range_observers import LeastSquares, MeanSquaredError, MinMax, Observer
 from qvit.spec import (
     Bits,
     FixedBits,
@@ -30,7 +35,7 @@ from qvit.spec import (
     SwitchableScale,
 )
 from qvit.ste import scale_grad
-from toy_models import lively, vit
+from toy_models import images, lively, vit
 
 ROWS, COLUMNS = 8, 12
 
@@ -225,3 +230,79 @@ def test_bits_leave_and_enter_two() -> None:
         quantizer.set_bits(torch.tensor([bits]))
         zeros.append(bool((quantizer(w) == 0).any()))
     assert zeros == [False, True, False]
+
+
+# -- groups of zeros --------------------------------------------------------------------------------------------------
+
+DEAD = "blocks.0.mlp.fc1"
+
+
+def pruned() -> nn.Module:
+    """One hidden channel of the first MLP gives nothing and goes nowhere but through GELU: it is 0."""
+    model = vit()
+    with torch.no_grad():
+        model.get_parameter(f"{DEAD}.weight")[3] = 0
+        model.get_parameter(f"{DEAD}.bias")[3] = 0
+    return model
+
+
+def calibrated_pruned(spec: Spec, text: str) -> nn.Module:
+    model = quantize(pruned(), spec, quiet=True)
+    with pytest.warns(UserWarning, match=rf"{DEAD}.weight is zero everywhere in group \[3\]: {text}"):
+        calibrate(model, [images(model, 16)])
+    return model.eval()
+
+
+@pytest.mark.parametrize("observer", [LeastSquares(), MinMax(), MeanSquaredError()], ids=lambda o: type(o).__name__)
+def test_a_channel_of_zeros_stays_one(observer: Observer) -> None:
+    """Half a step of scale 1 made every weight 0.5."""
+    quantizer = make(FixedBits(2), groups=ROWS)
+    w = weight()
+    w[3] = 0
+    with pytest.warns(UserWarning, match="w is zero everywhere"):
+        fit_weight("w", quantizer, w, observer)
+    values = quantizer(w).detach()
+    assert 0 < values[3].abs().max() < 1e-11
+    assert values[2].abs().min() > 0.1
+
+
+def test_a_pruned_channel_is_frozen_and_runs_as_such(tmp_path: Path) -> None:
+    """The smallest scale passes the checks of a program and the file; float32 sums of its products are nothing."""
+    spec = Spec(FixedBits(2), FixedBits(8), weight_scale=PerChannel(), weight_grid=MidRise())
+    model = calibrated_pruned(spec, r"its scale is arbitrary, and at 2 bits, .* the smallest there is \(4e-12\)")
+    program = freeze(model)
+    qvit_runtime.check(program)
+    qvit_runtime.save(program, tmp_path / "m.qvit")
+    loaded = qvit_runtime.load(tmp_path / "m.qvit")
+    stored = loaded.weights[f"{DEAD}.weight"]
+    assert stored.scale[3, 0] == pytest.approx(2e-12)
+    assert set(stored.codes[3].tolist()) == {1}
+    x = images(model, 4, seed=5)
+    hidden: list[Tensor] = []
+    model.get_submodule(DEAD).register_forward_hook(lambda _, args, output: hidden.append(output.detach()))
+    with torch.no_grad():
+        logits = model(x)
+    assert hidden[0][..., 3].abs().max() < 1e-9
+    np.testing.assert_allclose(qvit_runtime.run(loaded, x.numpy()), logits.numpy(), rtol=0, atol=0.05)
+
+
+def test_a_group_of_zeros_in_a_shared_bank_is_told_apart() -> None:
+    """One row of scales for all: nothing can be done for it at 2 bits, and the warning says so."""
+    spec = Spec(FixedBits(2), FixedBits(8), weight_scale=PerChannel(), weight_grid=MidRise(), scale=SharedScale())
+    model = calibrated_pruned(
+        spec, r"at 2 bits, whose grid has no zero, it becomes half a step of the scale that all gro"
+    )
+    assert named_quantizers(model)[f"{DEAD}.weight"].log_scale.exp().item() > 1e-3
+
+
+def test_the_switch_of_activations_first_fits_it_so_too() -> None:
+    """And other widths of the bank have the scale that a zero does not care about."""
+    model = calibrated_pruned(
+        Spec(weight_scale=PerChannel(), weight_grid=MidRise()), "its scale is arbitrary, and at 2 bits"
+    )
+    bank = named_quantizers(model)[f"{DEAD}.weight"].log_scale
+    with torch.no_grad():
+        bank.zero_()
+    with pytest.warns(UserWarning, match="is zero everywhere"):
+        fit_weights(model)
+    torch.testing.assert_close(bank[3].exp(), torch.tensor([NOTHING, *[1.0] * 6]), rtol=1e-5, atol=0.0)

@@ -4,6 +4,9 @@ Weights are fitted directly. Activations are observed by forward hooks while the
 stepped over, so every tensor is seen as the float model makes it); then every slot of the bank, 2 to 8 bits, gets its
 scale from what was seen, by the rule of an observer: least squares, or one of the ranges of the baselines of
 post-training quantization (`range_observers`). Post-training quantization may stop here.
+
+A group of zeros (a pruned channel) has no best scale. Any will do where the grid has a zero; where it has none (`midrise`) every
+weight becomes half a step, so the step is as small as a program may have it: the channel stays as good as dead.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from qvit_runtime.check_data import MIN_SCALE
+
 from .fake_quantize import grouped
 from .least_squares import Points, points
 from .quantizer import Quantizer, require_quantized
@@ -24,6 +29,7 @@ from .range_observers import LeastSquares, Observer, fit_grid, watcher
 
 Images = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]]
 CHUNK = 64  # groups fitted at a time: bounds the memory of the search
+NOTHING = 4 * MIN_SCALE  # of zeros on a grid without zero; a program stores half of it, and float32 rounds
 
 
 class Watcher(Protocol):
@@ -150,19 +156,40 @@ def fit_weight(name: str, quantizer: Quantizer, weight: Tensor, observer: Observ
 @torch.no_grad()
 def fit_quantizer(name: str, quantizer: Quantizer, data: Points, observer: Observer) -> None:
     """Fill every slot of a bank from the data of its groups; `name` is for the warning about groups of zeros."""
-    empty = (data.smallest == 0) & (data.largest == 0)
+    rows, slots = quantizer.log_scale.shape
+    empty = _of_zeros(data)
     if empty.any():
         groups = torch.nonzero(empty).flatten().tolist()
-        warnings.warn(f"{name} is zero everywhere in group {groups}: its scale is arbitrary", stacklevel=3)
-    rows, slots = quantizer.log_scale.shape
+        warnings.warn(f"{name} is zero everywhere in group {groups}: {_fate(quantizer)}", stacklevel=3)
     if rows < quantizer.scale_groups:  # a bank that all groups share fits all of them together
         data = data.pooled()
+        empty = _of_zeros(data)
     with_offset = quantizer.offset is not None
     scale, offset = torch.empty(rows, slots), torch.empty(rows, slots)
     widths = quantizer.per_scale(quantizer.bit_width).cpu()[:rows]
     for slot, bits in enumerate(quantizer.candidates if slots > 1 else widths.unique().tolist()):
         chosen, column = (torch.arange(rows), slot) if slots > 1 else (torch.nonzero(widths == bits).flatten(), 0)
+        rise = quantizer.rise(bits)
         for part in chosen.split(CHUNK):
-            pair = fit_grid(observer, data.rows(part), bits, quantizer.signed, with_offset, quantizer.rise(bits))
+            pair = fit_grid(observer, data.rows(part), bits, quantizer.signed, with_offset, rise)
             scale[part, column], offset[part, column] = (value.float() for value in pair)
+            if rise:
+                scale[part[empty[part]], column] = NOTHING
     quantizer.set_bank(scale, offset if with_offset else None)
+
+
+def _of_zeros(data: Points) -> Tensor:
+    """Which groups are zero everywhere, bool (groups,)."""
+    return (data.smallest == 0) & (data.largest == 0)
+
+
+def _fate(quantizer: Quantizer) -> str:
+    """What becomes of a group of zeros, for the warning."""
+    raised = [bits for bits in quantizer.candidates if quantizer.rise(bits)]
+    if not raised:
+        return "its scale is arbitrary"
+    if quantizer.log_scale.shape[0] < quantizer.scale_groups:
+        return f"at {raised[0]} bits, whose grid has no zero, it becomes half a step of the scale that all groups share"
+    return (
+        f"its scale is arbitrary, and at {raised[0]} bits, whose grid has no zero, the smallest there is ({NOTHING:g})"
+    )

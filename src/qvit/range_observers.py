@@ -96,7 +96,7 @@ def fit_grid(
 
     rise  steps between a code and its level on a signed grid: 1/2 for one without zero
 
-    A group that is zero everywhere gets scale 1.
+    A group that is zero everywhere gets scale 1, which is none of its values where the grid has no zero (`calibrate`).
     """
     match observer:
         case LeastSquares() if offset:
