@@ -152,6 +152,14 @@ def test_eval_of_images_without_labels(done: tuple[Path, Path], capsys: pytest.C
             r"qvit: .*No such file or directory: 'none/x.json'",
         ),
         (["eval", "."], r"qvit: . has no recipe.json, so it is no run directory"),
+        (
+            ["eval", "my.qvit", "--data", "digits", "--checkpoint", "my.pth", "--reference", "other.qvit"],
+            r"qvit: --checkpoint belongs to a timm model name; my.qvit, other.qvit have weights of their own, leave it out",
+        ),
+        (
+            ["analyze", "my.toml", "--checkpoint", "my.pth", "--num-classes", "10"],
+            r"qvit: --checkpoint and --num-classes belong to a timm model name; my.toml has weights of its own, leave them out",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

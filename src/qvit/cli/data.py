@@ -46,6 +46,23 @@ def timm_model(name: str, arguments: argparse.Namespace) -> ModelConfig:
     return ModelConfig(name, checkpoint=checkpoint, pretrained=not checkpoint, num_classes=arguments.num_classes)
 
 
+def check_weights_are_wanted(arguments: argparse.Namespace, *models: str | None) -> None:
+    """Raise ValueError for --checkpoint and --num-classes where no model is a timm name: runs, recipes and artifacts have theirs."""
+    given = [f"--{name}" for name in ("checkpoint", "num-classes") if getattr(arguments, name.replace("-", "_"))]
+    if given and not any(model and is_timm_name(model) for model in models):
+        named = [model for model in models if model]
+        belongs, out = ("belongs", "it") if len(given) == 1 else ("belong", "them")
+        has = "has weights of its own" if len(named) == 1 else "have weights of their own"
+        raise ValueError(
+            f"{' and '.join(given)} {belongs} to a timm model name; {', '.join(named)} {has}, leave {out} out"
+        )
+
+
+def is_timm_name(what: str) -> bool:
+    """Neither a recipe, nor an artifact, nor a run directory."""
+    return Path(what).suffix not in (".toml", ".qvit") and not Path(what).is_dir()
+
+
 def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
     """`base` with the data set, the evaluation split and the class map of the arguments, where they are given.
 
@@ -79,8 +96,10 @@ def float_source(what: str, arguments: argparse.Namespace) -> tuple[ModelConfig,
 
     arguments  data, split and class_map as above; checkpoint and num_classes of a timm model name
 
-    Raises ValueError for a recipe without weights, a run that is not float and a name without data, FileNotFoundError for no run directory.
+    Raises ValueError for a recipe without weights, a run that is not float, a name without data and weights that nobody takes,
+    FileNotFoundError for no run directory.
     """
+    check_weights_are_wanted(arguments, what)
     path = Path(what)
     if path.suffix == ".toml":
         recipe = recipe_with_weights(path)

@@ -17,7 +17,7 @@ from ..data import DataConfig, open_eval, resolve_data
 from ..evaluate import evaluate
 from ..finished import load_exact, read_recipe
 from ..float_model import create_float_model
-from .data import add_source_options, data_from, recipe_with_weights, timm_model
+from .data import add_source_options, check_weights_are_wanted, data_from, recipe_with_weights, timm_model
 from .output import say
 
 
@@ -36,6 +36,7 @@ def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     """qvit eval"""
     if not arguments.data and not Path(arguments.what).is_dir() and Path(arguments.what).suffix != ".toml":
         raise ValueError(f"{arguments.what} does not say on which images to evaluate; give --data FOLDER, or digits")
+    check_weights_are_wanted(arguments, arguments.what, arguments.reference)
     model, data = _open_model(arguments.what, arguments)
     reference = _open_model(arguments.reference, arguments)[0] if arguments.reference else None
     outcome = evaluate(model, open_eval(data, arguments.max_images), reference)

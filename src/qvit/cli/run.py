@@ -35,7 +35,9 @@ def add_run(verbs: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--report", action="store_true", help="keep DIR/report.html up to date while training; open it in a browser"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check model, weights, images and budget, make two steps")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check model, weights, images and budget, make two steps"
+    )
     parser.set_defaults(verb=run_verb)
     return parser
 
