@@ -13,15 +13,17 @@ import torch
 import qvit_runtime
 from qvit.budget import Budget, BudgetError, check_budget, resolve_budget
 from qvit.cli import main
+from qvit.context import open_recipe
 from qvit.convert import quantize
 from qvit.cost import cost
 from qvit.data import open_eval
 from qvit.emitter import FreezeError
 from qvit.evaluate import evaluate
 from qvit.finished import load, read_result
-from qvit.pipeline import _teacher, open_recipe, run_recipe, uniform_row
+from qvit.pipeline import run_recipe
 from qvit.quantizer import named_quantizers
 from qvit.recipe import Recipe, RecipeError, load_recipe, recipe_from_values
+from qvit.rows import teacher_of, uniform_row
 from qvit.runs import CheckpointError, Run, load_tensors
 from qvit.spec import FixedBits, LearnedBits, Spec
 from toy_models import vit
@@ -136,7 +138,7 @@ def test_another_image_or_model_is_another_cache_of_logits(done: tuple[Path, Pat
     def caches(recipe: Recipe) -> int:
         context = dataclasses.replace(open_recipe(recipe, quiet=True), cache=tmp_path / "cache")
         assert context.splits.train_batches == 5
-        _teacher(context, recipe.fit)
+        teacher_of(context, recipe.fit)
         return len(list((tmp_path / "cache").iterdir()))
 
     assert [caches(recipe), caches(recipe)] == [1, 1]

@@ -19,13 +19,13 @@ from torch import nn
 import qvit_runtime
 
 from .budget import check_budget, reachable
+from .context import open_recipe
 from .data import DataConfig, open_data, preprocess_of, resolve_data
 from .data.classes import read_class_map
 from .fit import fit
 from .generated_images import generated_images
 from .init_bits import apply_init_bits
 from .methods import METHODS
-from .pipeline import open_recipe
 from .recipe import FLOAT, LOCAL, ModelConfig, Recipe
 
 BATCH = 4  # images per step; recipes ask for hundreds

@@ -26,11 +26,11 @@ from torch import nn
 
 from .budget import Budget, reachable, resolve_budget
 from .methods import METHODS, learns_bits
-from .pipeline import calibration_batches, float_row, uniform_row
 from .plan_stage import PlanError, Stage, stage
 from .processes import process_state
 from .recipe import FLOAT, Recipe
 from .rehearsal import Rehearsal, rehearse
+from .rows import calibration_batches, float_row, uniform_row
 from .training_schedule import Schedule, schedule_of, seconds_of_training
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
+from .context import Context, open_recipe
 from .data import DataError, open_eval, resolve_data
 from .evaluate import classifier_of
 from .float_model import create_float_model
 from .generated_images import generated_images
-from .pipeline import Context, check_before_training, open_recipe
+from .pipeline import check_before_training
 from .processes import process_state
 from .recipe import FLOAT, Recipe
 from .rehearsal import Stopwatch

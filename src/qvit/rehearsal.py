@@ -28,6 +28,7 @@ from qvit_runtime.artifact import to_bytes
 from .allocate import Lagrangian
 from .bit_schedule import PUBLISHED_PROBES
 from .calibrate import fit_weights
+from .context import Context
 from .data import preprocess_of
 from .evaluate import evaluate
 from .fit import fit
@@ -35,8 +36,8 @@ from .fit_config import FitConfig
 from .guide import Guide
 from .memory import Memory, checkpoint_sizes, size_of, training_memory
 from .methods import METHODS, learns_bits
-from .pipeline import Context, calibration_batches, judge
 from .recipe import FLOAT, Recipe
+from .rows import calibration_batches, judge
 
 FEW = 4  # steps of a kind that are enough for a median
 EVERY = 3  # steps between two probes

@@ -9,7 +9,7 @@
     tsptq        TSPTQ                              no       TSPTQ-ViT, arXiv 2305.12901, our reconstruction
     ptq          PostTraining                       no       uniform post-training quantization under any observer
 
-A method is a row of METHODS and nothing else knows their names: `pipeline` calls the verbs of the row. A row with
+A method is a row of METHODS and nothing else knows their names: `rows` calls the verbs of the row. A row with
 `trains=False` is post-training quantization; of the others, `fit.epochs = 0` makes the post-training variant.
 """
 
