@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qvit.allocate import Lagrangian
+from qvit.data.order import dealt, leading
 from qvit.fit_config import FitConfig
 from qvit.quantizer import Quantizer, named_quantizers
 from qvit.sensitivity import Sensitivity
@@ -117,6 +119,40 @@ def test_a_part_of_the_batch_estimates_the_whole() -> None:
             assert torch.equal(part.tables[name], whole.tables[name]), name
     mean = torch.cat(ratios).log().mean().exp()
     assert 0.75 < mean < 1.33, mean  # forgetting the share would give 24/64 or its square
+
+
+@pytest.mark.parametrize("make", [vit, swin], ids=["vit", "swin"])
+@pytest.mark.parametrize(
+    ("size", "processes", "looks"),
+    [(24, 2, [4, 2]), (24, 4, [2, 2, 2, 0]), (18, 2, [2, 2]), (32, 16, [2] * 4 + [0] * 12), (96, 2, [8, 8])],
+)
+def test_processes_look_at_the_images_of_one(make, size: int, processes: int, looks: list[int]) -> None:  # type: ignore[no-untyped-def]
+    """A quarter of the batch and at most 16 images of it, dealt as the batch is; some processes may have none."""
+    model = calibrated(make(depths=(1, 1)) if make is swin else make(depth=1), Spec(), 16)
+    order = dealt(list(range(size)), processes)
+    batch, part = images(model, size), size // processes
+    expected = sums_of(model, batch, 0, 1)
+    found = [sums_of(model, batch[order[p * part : (p + 1) * part]], p, processes) for p in range(processes)]
+    first = next(iter(expected))
+    assert [bool(sums[first].any()) for sums in found] == [look > 0 for look in looks]
+    assert [leading(min(size // 4, 16), size, processes, p) for p in range(processes)] == looks
+    for name, whole in expected.items():
+        mean = torch.stack([sums[name] for sums in found]).mean(0)
+        torch.testing.assert_close(mean[..., 0], whole[..., 0], rtol=1e-3, atol=1e-12)
+        torch.testing.assert_close(mean[..., 1:] * processes, whole[..., 1:], rtol=1e-4, atol=1e-2)
+
+
+def sums_of(model: nn.Module, batch: Tensor, process: int, processes: int) -> dict[str, Tensor]:
+    """What a probe of one of several processes sums up of activations, before the mean over processes."""
+    state = SimpleNamespace(process_index=process, num_processes=processes)
+    sensitivity = Sensitivity(model, share=0.25)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qvit.sensitivity.process_state", lambda: state)
+        patch.setattr("qvit.sensitivity.mean_over_processes", lambda tensor: tensor)
+        with sensitivity.probe(len(batch)):
+            model(batch).square().sum(1).mean().backward()
+    model.zero_grad()
+    return {name: sums for name, sums in sensitivity._sums.items() if sensitivity.quantizers[name].batched}
 
 
 def test_accumulation_does_not_change_the_table() -> None:

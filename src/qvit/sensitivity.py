@@ -45,6 +45,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .data.order import leading
 from .fake_quantize import code_range, grouped
 from .processes import mean_over_processes, process_state
 from .quantizer import Quantizer, require_quantized
@@ -84,8 +85,10 @@ class Sensitivity:
         batch_size  images of this process
         parts       batches per optimizer step: gradient accumulation divides each loss by their number
         """
-        processes = process_state().num_processes
-        share = min(self.share, self.images / (batch_size * processes))
+        state = process_state()
+        processes, batch = state.num_processes, batch_size * state.num_processes
+        probed = max(1, round(batch * min(self.share, self.images / batch)))  # the first images of the batch
+        mine = leading(probed, batch, processes, state.process_index)
         sums: dict[str, Tensor] = {}
         weights: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -94,8 +97,8 @@ class Sensitivity:
             if not quantizer.batched:
                 weights[name] = values, gradient  # of this process's images alone: wait for the others
                 return
-            rows = max(1, round(len(values) * share))
-            fisher = batch_size * len(values) / rows
+            rows = mine * (len(values) // batch_size)  # an image may be many windows
+            fisher = batch_size * batch / probed
             sums[name] = _sums(quantizer, values[:rows], gradient[:rows], fisher)
 
         handles = [q.register_forward_hook(_hook(name, look)) for name, q in self.quantizers.items()]
@@ -180,6 +183,10 @@ def _hook(name: str, look: Callable[[str, Tensor, Tensor], None]) -> Callable[..
 @torch.no_grad()
 def _sums(quantizer: Quantizer, values: Tensor, gradient: Tensor, fisher: float) -> Tensor:
     """Error and moments at every candidate width: (scale groups, candidates, 3, or 6 with an offset) float64."""
+    if not len(values):
+        return torch.zeros(
+            quantizer.scale_groups, len(quantizer.candidates), 3 if quantizer.offset is None else 6, dtype=torch.float64
+        )
     view = grouped(values.float(), quantizer.scale_groups, quantizer.axis)
     weight = grouped(gradient.float(), quantizer.scale_groups, quantizer.axis).square().mul_(fisher / 2)
     sums = torch.stack([_candidate(quantizer, view, weight, bits) for bits in quantizer.candidates], 1).cpu().double()

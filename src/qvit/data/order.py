@@ -12,8 +12,8 @@ and the number of workers, of processes and the point of a resume change nothing
 Processes: batches are global. Accelerate shards, and `Accelerator(dataloader_config=DataLoaderConfiguration(
 split_batches=True))` gives process p of P the p-th slice of each batch, so all processes together see the batch that
 one process would see. `EpochOrder.deal(P)` deals the batch out first, like cards and in pairs: the pairs that mixup makes stay
-together, and the first images of all slices are the first images of the batch, which are those that a probe of the bits
-looks at. Resume: `data.epoch_batches(loader, order, epoch, start)` continues before batch `start`. Accelerate
+together, and every slice begins with its share (`leading`) of the first images of the batch, which are those that a probe of the
+bits looks at. Resume: `data.epoch_batches(loader, order, epoch, start)` continues before batch `start`. Accelerate
 calls `set_epoch` on samplers with a count of its own, which a resume would start at 0 again; hence our word is `seek`.
 """
 
@@ -104,6 +104,13 @@ def dealt(batch: list[Item], processes: int) -> list[Item]:
     hand = 1 if len(batch) // processes % 2 else 2
     cards = [batch[start : start + hand] for start in range(0, len(batch), hand)]
     return [key for process in range(processes) for card in cards[process::processes] for key in card]
+
+
+def leading(first: int, batch: int, processes: int, process: int) -> int:
+    """How many of the first `first` images of a dealt batch of `batch` one slice has; it begins with them."""
+    size = batch // processes
+    hand = dealt(list(range(batch)), processes)[process * size : (process + 1) * size]
+    return sum(image < first for image in hand)
 
 
 class SeededDataset(Dataset):
