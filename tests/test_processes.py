@@ -144,6 +144,24 @@ def test_outcomes_come_back_in_the_order_of_the_split(images: int, monkeypatch: 
         assert getattr(found, name).tolist() == getattr(expected, name).tolist()
 
 
+def test_logits_that_are_not_finite_end_the_evaluation_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes the second has them; the first would wait for its rows."""
+    data = [(torch.zeros(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64)) for _ in range(2)]
+    data[1][0][2] = torch.nan
+    told: list[float] = []
+
+    def told_by_both(mine: torch.Tensor) -> torch.Tensor:
+        told.append(float(mine))
+        return torch.tensor([0.5])
+
+    monkeypatch.setattr(shared_evaluation, "mean_over_processes", told_by_both)
+    for process, text in enumerate(["in the images of another process", "within images 0 to 4"]):
+        fake_process(monkeypatch, process, 2)
+        with pytest.raises(FloatingPointError, match=f"the model gave NaN or infinite logits {text}"):
+            evaluate_together(vit(depth=1), share_of(data))
+    assert told == [0.0, 1.0]
+
+
 def test_rows_are_padded_to_be_gathered_and_the_padding_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = torch.arange(18).view(2, 9)
     monkeypatch.setattr(

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import qvit_runtime
 
 from .evaluate import NO_ROWS, Batches, Evaluation, outcome_rows, summary
-from .processes import process_state
+from .processes import mean_over_processes, process_state
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,17 @@ def evaluate_together(
     reference  model to compare predictions with
     progress   called with the number of images that this process has done
 
-    Raises ValueError when there are no images, FloatingPointError when logits are not finite.
+    Raises ValueError when there are no images, FloatingPointError, in all processes, when logits of one are not finite.
     """
     state = process_state()
-    found = outcome_rows(model, share, reference, progress)
+    found: list[Tensor] = []
+    failure: FloatingPointError | None = None
+    try:
+        found = outcome_rows(model, share, reference, progress)
+    except FloatingPointError as error:
+        failure = error  # the others are waiting for the rows of this process, or soon will be
+    if float(mean_over_processes(torch.tensor([float(failure is not None)]))):
+        raise failure or FloatingPointError("the model gave NaN or infinite logits in the images of another process")
     if state.num_processes == 1:
         return summary(torch.cat([NO_ROWS, *found]))
     first, step = state.process_index, state.num_processes
