@@ -93,7 +93,7 @@ def test_every_process_ends_with_the_same_model(case: str, number: int, runs: Pa
 
 
 @pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("case", ["learned", "activations-first", "uniform", "accumulated"])
+@pytest.mark.parametrize("case", ["learned", "uneven-probes", "activations-first", "uniform", "accumulated"])
 def test_the_model_is_that_of_one_process(case: str, number: int, runs: Path) -> None:
     """Bits and locks equal; weights and scales, all of which have moved, up to float32 rounding."""
     one, several = ended(runs / "1" / case, 0), ended(runs / str(number) / case, 0)

@@ -28,7 +28,7 @@ from qvit.spec import Spec
 from toy_models import uniform, vit
 from toy_training import CLASSES, three_bits, toy_data, toy_model, toy_run
 
-BATCH = 48  # slices of 2 and of 3 processes are even, and so are the parts of them that a probe looks at
+BATCH = 48  # slices of 2 and of 3 processes are even
 SETTINGS = {"epochs": 3.0, "lock_at": 0.67, "log_every": 1, "learning_rate": 2e-3}  # 6 steps, 4 of them before the lock
 LEARNED = FitConfig(**SETTINGS, allocation=Lagrangian(every=1, warm_up=2))  # type: ignore[arg-type]
 
@@ -45,6 +45,7 @@ class Case:
 
 CASES = {
     "learned": Case(LEARNED, budget=three_bits()),
+    "uneven-probes": Case(LEARNED, budget=three_bits(), batch=24),  # of 6 images, two processes look at 4 and 2
     "activations-first": Case(replace(LEARNED, activations_first=0.5), budget=three_bits()),
     "uniform": Case(FitConfig(**SETTINGS), uniform(3)),  # type: ignore[arg-type]
     "accumulated": Case(FitConfig(**{**SETTINGS, "accumulate": 2, "epochs": 1.0}), uniform(3), batch=24),  # type: ignore[arg-type]
