@@ -3,10 +3,10 @@
     recipe = load_recipe("recipes/demo.toml", ["fit.epochs=3", "model.name=deit_small_patch16_224"])
 
 A recipe file says which images it reads, and where the float model's weights come from: `Recipe()` in Python has digits and
-random weights, which nobody who left out a table means. Recipes hold values only: code picks classes. `method` names a row of `methods.METHODS`, and the table [quantize] holds the
-options of that method, so it needs no `kind`. Paths in the file are relative to its directory, paths in overrides to the
-working directory. What a run used, after overrides and after the data settings have been completed from the model, is
-written beside its results.
+random weights, which nobody who left out a table means. Recipes hold values only: code picks classes. `method` names a row of
+`methods.METHODS`, and the table [quantize] holds the options of that method, so it needs no `kind`. Paths in the file are
+relative to its directory, paths in overrides to the working directory. What a run used, after overrides and after the data
+settings have been completed from the model, is written beside its results.
 """
 
 from __future__ import annotations
