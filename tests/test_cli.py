@@ -110,9 +110,9 @@ def test_eval_gives_one_table_for_everything(done: tuple[Path, Path], capsys: py
     artifact = json_of(capsys, "eval", str(run / "model.qvit"), *data, "--reference", str(run))
     assert artifact["top1"] == result["top1_frozen"]
     assert artifact["agreement"] == result["agreement_frozen"]
-    changed = recipe.with_name("float.toml")
-    changed.write_text(recipe.read_text().replace("[model]", f'[model]\ncheckpoint = "{run}/float.safetensors"'))
-    save_file(load(run / "float").state_dict(), run / "float.safetensors")
+    changed, weights = recipe.with_name("float.toml"), recipe.with_name("float.safetensors")
+    changed.write_text(recipe.read_text().replace("[model]", f'[model]\ncheckpoint = "{weights}"'))
+    save_file(load(run / "float").state_dict(), weights)
     float_table = json_of(capsys, "eval", str(changed))
     assert float_table["top1"] == result["top1_float"] == json_of(capsys, "eval", str(run / "float"))["top1"]
     assert table.keys() == artifact.keys() == float_table.keys()
