@@ -169,6 +169,10 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
             'method = "qvit-irm"\ninit_bits = "i.json"',
             r"init_bits is 'i.json', but no bits are learned .* leave it out, or use method 'qvit' with LearnedBits in qua",
         ),
+        (
+            'method = "tsptq"\nfit = { epochs = 0 }\nbudget = { gbitops = 1.0 }',
+            r"^method 'tsptq' is given its bits in \[quantize\] and meets no budget; leave \[budget\] out, or use method 'qvit'",
+        ),
         ('method = "float"\ninit_bits = "i.json"', r"init_bits is 'i.json', but no bits are learned"),
         ('method = "qvit-irm"\nuniform_baseline = 3', r"uniform_baseline belongs to method 'qvit', not to 'qvit-irm'"),
     ],

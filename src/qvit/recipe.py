@@ -124,6 +124,11 @@ class Recipe:
             raise RecipeError(
                 f"method {self.method!r} takes {method.config.__name__} in quantize, not {type(self.quantize).__name__}"
             )
+        if self.budget is not None and not isinstance(self.quantize, Spec):
+            raise RecipeError(
+                f"method {self.method!r} is given its bits in [quantize] and meets no budget; leave [budget] out, or use "
+                "method 'qvit', which learns bits"
+            )
         if learns_bits(self.quantize):
             if self.method == "lsq":
                 raise RecipeError(
