@@ -32,7 +32,7 @@ def linear(rows, inputs, outputs, bits, weight_codes, weight_bits, signed, group
     return bare_program(ops, [x, p.Buffer("y", (rows, outputs))], {"w": weight}, {"b": np.zeros(outputs, np.float32)})
 
 
-def compare(program, x, path, threads=1):
+def assert_equal_to_interpreter(program, x, path, threads=1):
     found = run_native(program, {"x": x}, path, threads=threads)
     expected = EXECUTE[p.Linear](program, program.ops[0], {"x": x})
     np.testing.assert_array_equal(found, expected)
@@ -48,7 +48,9 @@ def test_every_pair_of_widths_at_extreme_codes(bits, weight_bits, path):
         for signed in (True, False):
             w = codes(rng, (outputs, inputs), weight_bits, True, kind)
             x = codes(rng, (1, rows, inputs), bits, signed, "high" if kind == "low" else kind)
-            compare(linear(rows, inputs, outputs, bits, w, np.array([[weight_bits]]), signed), x, path)
+            assert_equal_to_interpreter(
+                linear(rows, inputs, outputs, bits, w, np.array([[weight_bits]]), signed), x, path
+            )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -64,7 +66,7 @@ def test_mid_rise_weights_at_extreme_codes(bits, weight_bits, path):
         for signed, kind in ((True, "low"), (False, "high"), (False, "mixed")):
             x = codes(rng, (1, rows, inputs), bits, signed, kind)
             program = linear(rows, inputs, outputs, bits, w, np.array([[weight_bits]]), signed)
-            compare(edit_weight(program, "w", midrise=np.array([[True]])), x, path)
+            assert_equal_to_interpreter(edit_weight(program, "w", midrise=np.array([[True]])), x, path)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -76,7 +78,9 @@ def test_every_awkward_size(bits, weight_bits, path):
             for rows in (1, 6, 25):
                 w = codes(rng, (outputs, inputs), weight_bits, True, "mixed")
                 x = codes(rng, (2, rows, inputs), bits, True, "mixed")
-                compare(linear(rows, inputs, outputs, bits, w, np.array([[weight_bits]]), True), x, path)
+                assert_equal_to_interpreter(
+                    linear(rows, inputs, outputs, bits, w, np.array([[weight_bits]]), True), x, path
+                )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -87,7 +91,7 @@ def test_shapes_of_vision_transformers(rows, inputs, outputs, path):
     rng = np.random.default_rng(6)
     w = codes(rng, (outputs, inputs), 4, True, "random")
     x = codes(rng, (1, rows, inputs), 4, True, "random")
-    compare(linear(rows, inputs, outputs, 4, w, np.array([[4]]), True), x, path, threads=2)
+    assert_equal_to_interpreter(linear(rows, inputs, outputs, 4, w, np.array([[4]]), True), x, path, threads=2)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -96,10 +100,10 @@ def test_row_and_column_groups_of_different_widths(groups, columns, path):
     """The heads of proj: blocks of 10 inputs are no multiple of a quad, so a quad reaches into the next head."""
     rng = np.random.default_rng(7)
     program, x = mixed_groups(rng, groups, columns)
-    compare(program, x, path)
+    assert_equal_to_interpreter(program, x, path)
     midrise = every_other_block(program.weights["w"])
     assert midrise.midrise.any() != midrise.midrise.all()
-    compare(edit_weight(program, "w", **vars(midrise)), x, path)
+    assert_equal_to_interpreter(edit_weight(program, "w", **vars(midrise)), x, path)
 
 
 def mixed_groups(rng, groups, columns):

@@ -25,7 +25,7 @@ def extreme_codes(rng, buffer, batch=2):
     return np.where(rng.random(shape) < 0.5, ends, rng.integers(low, high + 1, shape)).astype(code_dtype(buffer.grid))
 
 
-def compare(op, buffers, path, rng, integers=None, weights=None, arrays=None, threads=1):
+def assert_equal_to_interpreter(op, buffers, path, rng, integers=None, weights=None, arrays=None, threads=1):
     """Engine and interpreter on one op, whose output is the last buffer."""
     named = {name: np.array(array, np.int32) for name, array in (integers or {}).items()}
     program = bare_program([op], buffers, weights, integers=named)
@@ -57,7 +57,7 @@ def test_requantize(source, target, path):
             x = p.Buffer("x", (3, 4, width), grid((source,) * groups, True, 1.0, axis))
             y = p.Buffer("y", x.shape, grid((target,) * (groups if width % 2 else 1), True, 1.0, axis))
             m, e = rescale(rng, groups, source - 8 if source > 8 else 0)
-            compare(i.Requantize("x", "y", "m", "e"), [x, y], path, rng, {"m": m, "e": e})
+            assert_equal_to_interpreter(i.Requantize("x", "y", "m", "e"), [x, y], path, rng, {"m": m, "e": e})
 
 
 @each_path
@@ -68,7 +68,7 @@ def test_requantize_to_groups_of_its_own(path):
     for bits in ((8, 4, 2), (16, 16, 16)):
         y = p.Buffer("y", (7, 30), grid(bits, True, 1.0, 1))
         m, e = rescale(rng, 30, 24)
-        compare(i.Requantize("x", "y", "m", "e"), [x, y], path, rng, {"m": m, "e": e})
+        assert_equal_to_interpreter(i.Requantize("x", "y", "m", "e"), [x, y], path, rng, {"m": m, "e": e})
 
 
 @each_path
@@ -82,7 +82,7 @@ def test_add_requantize(left, right, path):
             y = p.Buffer("y", x.shape, grid((right,) * width, True, 1.0, 2))
             z = p.Buffer("z", x.shape, grid(target, True, 1.0))
             (m, e), (n, f) = rescale(rng, 3, max(left - 8, 0)), rescale(rng, width, max(right - 8, 0))
-            compare(op, [x, y, z], path, rng, {"m": m, "e": e, "n": n, "f": f})
+            assert_equal_to_interpreter(op, [x, y, z], path, rng, {"m": m, "e": e, "n": n, "f": f})
 
 
 @each_path
@@ -96,7 +96,7 @@ def test_integer_tokens(prefixes, path):
         prefix = rng.integers(-(2**15), 2**15, (prefixes, width))
         position = rng.choice([-INT32, -1000, 0, 1000, INT32], (5, width))
         integers = {"a": prefix, "p": position, "m": m, "e": e}
-        compare(i.IntegerTokens("x", "y", "a", "p", "m", "e"), [x, y], path, rng, integers)
+        assert_equal_to_interpreter(i.IntegerTokens("x", "y", "a", "p", "m", "e"), [x, y], path, rng, integers)
 
 
 @each_path
@@ -106,7 +106,9 @@ def test_sum_tokens(bits, path):
     for width in WIDTHS:
         for shape, signed in (((9, width), True), ((3, 4, width), bits == 16)):
             x = p.Buffer("x", shape, grid((bits,) * width, signed, 1.0, len(shape) - 1))
-            compare(i.SumTokens("x", "y", 2), [x, p.Buffer("y", (width,), grid(32, True, 1.0))], path, rng)
+            assert_equal_to_interpreter(
+                i.SumTokens("x", "y", 2), [x, p.Buffer("y", (width,), grid(32, True, 1.0))], path, rng
+            )
 
 
 @each_path
@@ -116,11 +118,11 @@ def test_dequantize(bits, path):
     for groups, axis in ((1, 0), (4, 0), (3, 1), (33, 2)):
         scale = rng.uniform(1e-3, 1e3, groups)
         x = p.Buffer("x", (4, 3, 33), grid((bits,) * groups, True, scale, axis))
-        compare(i.Dequantize("x", "y"), [x, p.Buffer("y", x.shape)], path, rng)
+        assert_equal_to_interpreter(i.Dequantize("x", "y"), [x, p.Buffer("y", x.shape)], path, rng)
         if bits <= 8:
             offset = rng.uniform(-5, 5, groups).astype(np.float32)
             x = p.Buffer("x", (4, 3, 33), p.Grid((bits,) * groups, False, scale.astype(np.float32), offset, axis))
-            compare(i.Dequantize("x", "y"), [x, p.Buffer("y", x.shape)], path, rng)
+            assert_equal_to_interpreter(i.Dequantize("x", "y"), [x, p.Buffer("y", x.shape)], path, rng)
 
 
 @each_path
@@ -137,7 +139,7 @@ def test_linear_accumulate(bits, signed, path):
                 limit = 2**31 - 1 - int(np.abs(codes.astype(int)).sum(1).max()) * 255
                 bias = rng.choice([-limit, 0, 1000, limit], outputs)
                 op = i.LinearAccumulate("x", "y", "w", "b" if inputs % 3 else "")
-                compare(op, [x, y], path, rng, {"b": bias}, {"w": weight}, threads=2)
+                assert_equal_to_interpreter(op, [x, y], path, rng, {"b": bias}, {"w": weight}, threads=2)
 
 
 def fused(path, rng, residual_bits, target, inputs=50, rows=19):
@@ -192,7 +194,7 @@ def test_products_of_heads(kind, path):
                 right = p.Buffer("r", (*lead, tokens, width), grid(widths[1], True, 1.0, axis))
                 columns = tokens if kind is i.QueryKeyAccumulate else width
                 out = p.Buffer("o", (*lead, tokens, columns), grid((32,) * 3, True, 1.0, axis))
-                compare(kind("l", "r", "o"), [left, right, out], path, rng)
+                assert_equal_to_interpreter(kind("l", "r", "o"), [left, right, out], path, rng)
 
 
 @each_path
@@ -208,7 +210,7 @@ def test_integer_layer_norm(bits, target, path):
             arrays = extreme_codes(rng, x)
             arrays[0, 0] = arrays[0, 0, 0]  # a constant row has no deviation
             op = i.IntegerLayerNorm("x", "y", "m", "b", shift, zero=int(rng.integers(-8, 8)))
-            compare(op, [x, y], path, rng, integers, arrays={"x": arrays})
+            assert_equal_to_interpreter(op, [x, y], path, rng, integers, arrays={"x": arrays})
 
 
 @each_path
@@ -219,7 +221,7 @@ def test_integer_layer_norm_with_factors(path):
         y = p.Buffer("y", x.shape, grid(8, False, 1.0))
         integers = {"m": rng.integers(-(2**20), 2**20, width), "b": rng.integers(-9999, 9999, width)}
         integers["a"] = rng.integers(0, 9, width)
-        compare(i.IntegerLayerNorm("x", "y", "m", "b", 42, "a", 117), [x, y], path, rng, integers)
+        assert_equal_to_interpreter(i.IntegerLayerNorm("x", "y", "m", "b", 42, "a", 117), [x, y], path, rng, integers)
 
 
 @each_path
@@ -229,7 +231,7 @@ def test_shift_gelu(bits, signed, path):
     x = p.Buffer("x", (9, 70), grid(bits, signed, 1.0))
     y = p.Buffer("y", x.shape, grid(32, True, 1.0))
     for unit, fraction in ((1, 1), (7, 14), (2**20 - 1, 10)):
-        compare(i.ShiftGelu("x", "y", unit, fraction), [x, y], path, rng)
+        assert_equal_to_interpreter(i.ShiftGelu("x", "y", unit, fraction), [x, y], path, rng)
 
 
 @each_path
@@ -246,7 +248,7 @@ def test_shiftmax(bits, biased, path):
                 mask = rng.choice([-(2**28), 0], (2, tokens, tokens)) if biased else None
                 integers = {"b": bias, "m": mask} if biased else {}
                 names = ("b", "m") if biased else ("", "")
-                compare(i.Shiftmax("x", "y", unit, fraction, *names), [x, y], path, rng, integers)
+                assert_equal_to_interpreter(i.Shiftmax("x", "y", unit, fraction, *names), [x, y], path, rng, integers)
 
 
 @each_path
@@ -261,7 +263,7 @@ def test_log_int_softmax(biased, path):
                 ln2, linear, constant = np.ceil(np.log(2) / scale), 2.70738 / scale, 2.79212 / scale**2
                 integers = {"b": rng.integers(-40, 40, (3, tokens, tokens))} if biased else {}
                 op = i.LogIntSoftmax("x", "y", int(ln2), int(linear), int(constant), "b" if biased else "")
-                compare(op, [x, y], path, rng, integers)
+                assert_equal_to_interpreter(op, [x, y], path, rng, integers)
 
 
 @each_path
@@ -276,7 +278,7 @@ def test_shift_attention_value(bits, path):
             out = p.Buffer("o", value.shape)
             arrays = {"v": extreme_codes(rng, value, 1)}
             arrays["a"] = rng.integers(0, 2**bits, (1, *attention.shape)).astype(np.int16)
-            compare(
+            assert_equal_to_interpreter(
                 i.ShiftAttentionValue("a", "v", "o"),
                 [attention, value, out],
                 path,
@@ -297,7 +299,7 @@ def test_quantize_regions(bits, path):
             ties = (rng.integers(-3, 2 ** (bits + m) + 9, (2, 5, width)) / 2 * step + offset).astype(np.float32)
             values = np.where(rng.random(ties.shape) < 0.1, rng.choice([-1e30, 1e30, 0]), ties).astype(np.float32)
             buffers = [p.Buffer("x", (5, width)), p.Buffer("y", (5, 2 * width), regions)]
-            compare(i.QuantizeRegions("x", "y"), buffers, path, rng, arrays={"x": values})
+            assert_equal_to_interpreter(i.QuantizeRegions("x", "y"), buffers, path, rng, arrays={"x": values})
 
 
 @each_path
@@ -310,13 +312,17 @@ def test_moves_of_codes(bits, path):
 
     image, square = p.Buffer("x", (5, 7, 6), groups(6, 2)), p.Buffer("x", (5, 7, 6), groups())
     cut = p.Buffer("y", (6, 9, 6), groups(6, 2))
-    compare(p.WindowPartition("x", "y", (3, 3), (1, 2)), [image, cut], path, rng)
+    assert_equal_to_interpreter(p.WindowPartition("x", "y", (3, 3), (1, 2)), [image, cut], path, rng)
     windows = p.Buffer("x", (6, 9, 6), groups(6, 2))
-    compare(p.WindowMerge("x", "y", (3, 3), (1, 2)), [windows, p.Buffer("y", (5, 7, 6), groups(6, 2))], path, rng)
-    compare(p.PatchMerge("x", "y"), [square, p.Buffer("y", (3, 4, 24), groups())], path, rng)
+    assert_equal_to_interpreter(
+        p.WindowMerge("x", "y", (3, 3), (1, 2)), [windows, p.Buffer("y", (5, 7, 6), groups(6, 2))], path, rng
+    )
+    assert_equal_to_interpreter(p.PatchMerge("x", "y"), [square, p.Buffer("y", (3, 4, 24), groups())], path, rng)
     heads = p.Buffer("x", (2, 3, 5, 4), groups(3, 1))
-    compare(p.MergeHeads("x", "y"), [heads, p.Buffer("y", (2, 5, 12), groups(3, 2))], path, rng)
+    assert_equal_to_interpreter(p.MergeHeads("x", "y"), [heads, p.Buffer("y", (2, 5, 12), groups(3, 2))], path, rng)
     qkv = p.Buffer("x", (2, 5, 24), groups(6, 2))
-    compare(p.SplitHeads("x", "y", 1, 3), [qkv, p.Buffer("y", (2, 2, 5, 4), groups(2, 1))], path, rng)
+    assert_equal_to_interpreter(
+        p.SplitHeads("x", "y", 1, 3), [qkv, p.Buffer("y", (2, 2, 5, 4), groups(2, 1))], path, rng
+    )
     tokens = p.Buffer("x", (5, 6), groups(6, 1))
-    compare(p.SelectToken("x", "y", 3), [tokens, p.Buffer("y", (6,), groups(6, 0))], path, rng)
+    assert_equal_to_interpreter(p.SelectToken("x", "y", 3), [tokens, p.Buffer("y", (6,), groups(6, 0))], path, rng)

@@ -63,7 +63,7 @@ def unsettled_rows(program, positions, live):
     return (np.abs(steps - np.floor(steps) - 0.5) < 1e-4).any(axis=-1)
 
 
-def compare_step(program, positions, live, path, fuse):
+def assert_step_follows(program, positions, live, path, fuse):
     ops = [program.ops[i] for i in positions]
     inside = {op.output for op in ops}
     inputs = list(dict.fromkeys(name for op in ops for name in inputs_of(op) if name not in inside))
@@ -102,7 +102,7 @@ def test_each_step_obeys_the_near_tie_rule(model, path, fuse):
     for _, positions in steps:
         covered += positions
         if positions:
-            compare_step(program, positions, live, path, fuse)
+            assert_step_follows(program, positions, live, path, fuse)
     assert sorted(covered) == list(range(len(program.ops)))
 
 
@@ -116,7 +116,7 @@ def test_each_step_of_a_network_of_true_size(build, path):
     steps = Runner(program, program.ops, [program.input], [program.output], 1, path, True).steps
     for _, positions in steps:
         if positions:
-            compare_step(program, positions, live, path, True)
+            assert_step_follows(program, positions, live, path, True)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -12,7 +12,9 @@ from qvit_runtime.interpreter import EXECUTE
 each_path = pytest.mark.parametrize("path", PATHS)
 
 
-def compare(op: p.Op, x: np.ndarray, path: str, constants: dict[str, np.ndarray] | None = None) -> None:
+def assert_close_to_interpreter(
+    op: p.Op, x: np.ndarray, path: str, constants: dict[str, np.ndarray] | None = None
+) -> None:
     shape = x.shape[1:]
     program = bare_program([op], [p.Buffer("x", shape), p.Buffer("y", shape)], constants=constants)
     expected = EXECUTE[type(op)](program, op, {"x": x})
@@ -27,7 +29,7 @@ def test_softmax_of_scores_of_any_size(size, path):
     spread = size * rng.uniform(-1, 1, (4, 3, 5, 37))
     close = size + 0.5 * rng.integers(-3, 3, spread.shape)
     scores = np.concatenate([spread, close, -close, np.full_like(spread, size)]).astype(np.float32)
-    compare(p.Softmax("x", "y", "", ""), scores, path)
+    assert_close_to_interpreter(p.Softmax("x", "y", "", ""), scores, path)
 
 
 @each_path
@@ -36,4 +38,4 @@ def test_layer_norm_of_the_sizes_that_it_promises(size, path):
     rng = np.random.default_rng(0)
     x = (size * rng.uniform(-1, 1, (2, 5, 1000))).astype(np.float32)
     constants = {"w": rng.uniform(0.5, 2, 1000).astype(np.float32), "b": rng.uniform(-1, 1, 1000).astype(np.float32)}
-    compare(p.LayerNorm("x", "y", "w", "b", 1e-12), x, path, constants)
+    assert_close_to_interpreter(p.LayerNorm("x", "y", "w", "b", 1e-12), x, path, constants)
