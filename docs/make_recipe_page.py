@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qvit import spec
 from qvit.allocate import Lagrangian, Published
@@ -81,9 +81,10 @@ def _page() -> Iterator[str]:
 
 def _table(title: str, prefix: str, owner: type) -> Iterator[str]:
     yield f"## {title}\n\n{_summary(owner)}\n\n| key | default | |\n|---|---|---|"
-    meanings = meanings_of(owner)
+    meanings, types = meanings_of(owner), get_type_hints(owner)
     for field in dataclasses.fields(owner):
-        yield f"| `{prefix}{field.name}` | {_cell(_default(field))} | {meanings[field.name].replace('|', chr(92) + '|')} |"
+        meaning = meanings[field.name].replace("|", r"\|") + _allowed(types[field.name])
+        yield f"| `{prefix}{field.name}` | {_cell(_default(field))} | {meaning} |"
     yield ""
 
 
@@ -99,6 +100,12 @@ def meanings_of(owner: type) -> dict[str, str]:
     if missing:
         raise ValueError(f"{owner.__name__} says nothing of {', '.join(sorted(missing))}: describe it in its docstring")
     return found
+
+
+def _allowed(kind: Any) -> str:
+    """The values of a field that takes one of a few words."""
+    words = [word for part in (kind, *get_args(kind)) if get_origin(part) is Literal for word in get_args(part)]
+    return f" ({', '.join(map(_toml, words))})" if words else ""
 
 
 def _summary(owner: type) -> str:

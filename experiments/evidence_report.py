@@ -18,7 +18,7 @@ HEADER = """# Evidence: learned bits against uniform bits
 
 Written by `python experiments/evidence.py --tables` from experiments/results/evidence; `python experiments/evidence.py` trains the
 rows that are missing. Every row starts from the same float weights and trains on 450,000 images of CIFAR-10 (10 epochs of
-45,000), without a teacher; rows of one seed see the same images in the same order. Top-1 is that of the frozen program on all
+45,000), without a teacher but in a table of its own; rows of one seed see the same images in the same order. Top-1 is that of the frozen program on all
 5,000 validation images, which were set aside from CIFAR-10's training set; its test set was not looked at. Differences are paired by seed
 and by image, with 95 % intervals over either (`experiments/evidence_statistics.py`); one counts as shown when neither interval
 includes zero.

@@ -1,7 +1,8 @@
 """Plain values <-> frozen dataclasses: what recipes and result files are read and written with.
 
 A dataclass is a table of its fields. Where a field may hold one of several dataclasses (bits, heads, allocation), the table
-carries `kind`, the class name; where it may hold one value or several, a list is the latter. Unknown keys are errors that list the known ones; values are checked by the dataclass itself.
+carries `kind`, the class name; where it may hold one value or several, a list is the latter. Unknown keys are errors that list
+the known ones; values are checked by the dataclass itself.
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ def open_data(
     Raises:
         DataError: blanks in the config, missing folder or split, the same images in both splits, no images, fewer images
             than a batch, classes of the two splits that differ, or that do not fit `num_classes` (see `data.classes`); while
-            reading, a label out of range, more than `config.max_corrupt` training images that cannot be decoded, or one of the evaluation.
+            reading, a label out of range, more than `config.max_corrupt` training images that cannot be decoded, or one of
+            the evaluation.
         ImportError: an optional package is missing; says what to install.
     """
     skips = Skips(config.max_corrupt, skipped)
