@@ -24,8 +24,8 @@ import torch
 
 import qvit
 from peers.machine import processor
-from qvit.cost import bits_in_force, costs
-from qvit.quantizer import named_quantizers
+from qvit.bits.cost import bits_in_force, costs
+from qvit.quantizers.quantizer import named_quantizers
 from qvit_runtime.bench import random_images
 from qvit_runtime.engine import Engine, kernel_paths
 from qvit_runtime.latency import measure_table

@@ -29,7 +29,7 @@ from peers import network, qvit_peers
 from peers.task import Task
 from qvit.data import open_eval
 from qvit.onnx_export import agreement, onnxruntime_session, openvino_session
-from qvit.recipe import load_recipe
+from qvit.settings.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 TRAINED = ROOT / "experiments/results/cifar10_headwise_3bit/model.qvit"

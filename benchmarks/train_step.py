@@ -5,8 +5,8 @@
 
 Steps are forward, cross entropy, backward and AdamW, in train mode on random images. They take turns in one process, so that
 whatever else the machine does falls on all, and the ratio is that of the medians, once of the clock and once of the processor
-time of this process, which other work disturbs less. Learning bits probes every few steps (`qvit.sensitivity`); `ratio` is that
-of the mean step, probes and moves of the bits included. A variant is a float and a QAT step computed otherwise (`qvit.compute`).
+time of this process, which other work disturbs less. Learning bits probes every few steps (`qvit.bits.sensitivity`); `ratio` is that
+of the mean step, probes and moves of the bits included. A variant is a float and a QAT step computed otherwise (`qvit.training.compute`).
 Peak memory is the resident set of a fresh process that does one kind of step only; beside it what the process had taken when
 it was ready to start (for QAT that includes its calibration).
 """
@@ -27,14 +27,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from qvit.allocate import Lagrangian
-from qvit.bit_schedule import BitSchedule
-from qvit.budget import Budget
-from qvit.calibrate import calibrate
-from qvit.convert import quantize
-from qvit.cost import cost
-from qvit.fit_config import FitConfig
+from qvit.bits.allocate import Lagrangian
+from qvit.bits.budget import Budget
+from qvit.bits.cost import cost
+from qvit.calibration.calibrate import calibrate
+from qvit.network.convert import quantize
 from qvit.spec import Spec
+from qvit.training.bit_schedule import BitSchedule
+from qvit.training.fit_config import FitConfig
 
 KINDS = ("float", "qat")
 PROBE = "qat with a probe"

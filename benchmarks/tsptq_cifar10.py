@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 import qvit
-from qvit.calibrate import float_forward, weight_owners
-from qvit.evaluate import evaluate
-from qvit.fake_quantize import code_range, grouped
-from qvit.float_model import create_float_model
+from qvit.calibration.calibrate import float_forward, weight_owners
+from qvit.evaluation.evaluate import evaluate
+from qvit.evaluation.paired import paired
 from qvit.methods import tsptq
-from qvit.paired import paired
-from qvit.quantizer import Quantizer, named_quantizers
-from qvit.recipe import load_recipe
+from qvit.pipeline.float_model import create_float_model
+from qvit.quantizers.fake_quantize import code_range, grouped
+from qvit.quantizers.quantizer import Quantizer, named_quantizers
+from qvit.settings.recipe import load_recipe
 
 RECIPE = Path("recipes/cifar10/uniform_w4a4.toml")
 IMAGES = 128

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qvit import spec
-from qvit.allocate import Lagrangian, Published
-from qvit.budget import Budget
+from qvit.bits.allocate import Lagrangian, Published
+from qvit.bits.budget import Budget
+from qvit.calibration.range_observers import Observer
 from qvit.data.config import DataConfig
-from qvit.feature_distill import FeatureDistillation
-from qvit.fit_config import FitConfig
 from qvit.methods import METHODS
-from qvit.range_observers import Observer
-from qvit.recipe import ModelConfig, Recipe
-from qvit.values import to_values
+from qvit.settings.recipe import ModelConfig, Recipe
+from qvit.settings.values import to_values
+from qvit.training.feature_distill import FeatureDistillation
+from qvit.training.fit_config import FitConfig
 
 PAGE = Path(__file__).with_name("recipe.md")
 HEAD = """# Recipes: every key

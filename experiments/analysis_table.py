@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qvit.analyze.results import ALL_BUT, ALONE
+from qvit.analysis.results import ALL_BUT, ALONE
 
 
 def cell(row: dict[str, Any]) -> str:

@@ -34,11 +34,11 @@ from evidence_readme import write_readme
 from evidence_report import LATENCY, write_document
 from evidence_rows import ROWS, SHARED, TRAJECTORIES, Row
 from qvit.data import open_eval
-from qvit.evaluate import evaluate
-from qvit.finished import load_exact, read_recipe
-from qvit.outcome import load_predictions
-from qvit.pipeline import run_recipe
-from qvit.recipe import FLOAT
+from qvit.evaluation.evaluate import evaluate
+from qvit.evaluation.outcome import load_predictions
+from qvit.pipeline.finished import load_exact, read_recipe
+from qvit.pipeline.run import run_recipe
+from qvit.settings.recipe import FLOAT
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, KEPT = ROOT / "runs" / "evidence", ROOT / "experiments" / "results" / "evidence"

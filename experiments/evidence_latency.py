@@ -30,7 +30,7 @@ import qvit_runtime
 from evidence_found import outcomes_of
 from evidence_rows import DISTILLED, ROWS, Row
 from qvit.data import open_eval, resolve_data
-from qvit.float_model import create_float_model
+from qvit.pipeline.float_model import create_float_model
 from qvit_runtime.bench import random_images
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

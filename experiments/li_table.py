@@ -17,8 +17,8 @@ import numpy as np
 
 from evidence_found import outcomes_of
 from evidence_statistics import difference
-from qvit.finished import read_result
-from qvit.outcome import load_predictions
+from qvit.evaluation.outcome import load_predictions
+from qvit.pipeline.finished import read_result
 
 KEPT = Path(__file__).parent / "results" / "li"
 SEEDS = (0, 1, 2)

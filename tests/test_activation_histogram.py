@@ -11,9 +11,16 @@ import pytest
 import torch
 
 import qvit_runtime
-from qvit.activation_histogram import ACTIVATIONS, BINS, IMAGES, GroupCounts, activation_histograms, write_activations
-from qvit.grid_histogram import BARS, bar_shares, codes_per_bar
-from qvit.runs import Run
+from qvit.evaluation.activation_histogram import (
+    ACTIVATIONS,
+    BINS,
+    IMAGES,
+    GroupCounts,
+    activation_histograms,
+    write_activations,
+)
+from qvit.evaluation.grid_histogram import BARS, bar_shares, codes_per_bar
+from qvit.system.runs import Run
 from qvit_runtime.integer_ops import QuantizeRegions
 from qvit_runtime.program import MAX_BITS, Quantize
 from toy_integer_programs import integer_vit_program, log2_program, regions_program

@@ -15,19 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qvit.activations_first import ActivationsFirst, float_weights
-from qvit.allocate import Lagrangian, Published
-from qvit.calibrate import calibrate
-from qvit.evaluate import evaluate
-from qvit.feature_distill import FeatureDistillation
-from qvit.fit_config import FitConfig
+from qvit.bits.allocate import Lagrangian, Published
+from qvit.bits.sensitivity import Sensitivity
+from qvit.calibration.calibrate import calibrate
+from qvit.evaluation.evaluate import evaluate
 from qvit.methods import METHODS, QViTIRM, qvit_irm
-from qvit.quantizer import Quantizer, named_quantizers
-from qvit.recipe import Recipe, RecipeError
-from qvit.runs import Run, load_tensors
-from qvit.sensitivity import Sensitivity
+from qvit.quantizers.quantizer import Quantizer, named_quantizers
+from qvit.settings.recipe import Recipe, RecipeError
 from qvit.spec import FixedBits, SingleScale, Spec
-from qvit.training_state import TrainingState
+from qvit.system.runs import Run, load_tensors
+from qvit.training.activations_first import ActivationsFirst, float_weights
+from qvit.training.feature_distill import FeatureDistillation
+from qvit.training.fit_config import FitConfig
+from qvit.training.state import TrainingState
 from toy_models import calibrated, images, swin, uniform, vit
 from toy_training import QUICK, same_state, toy_data, toy_model, toy_run
 
@@ -63,7 +63,7 @@ def float_passes(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """One entry for each time that a model's weights became float."""
     entered: list[nn.Module] = []
     monkeypatch.setattr(
-        "qvit.activations_first.float_weights", lambda model: entered.append(model) or float_weights(model)
+        "qvit.training.activations_first.float_weights", lambda model: entered.append(model) or float_weights(model)
     )
     return entered
 

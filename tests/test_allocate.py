@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvit.allocate import Lagrangian, Published, benefit, continuous_bits, log_table, penalty, step
-from qvit.budget import Budget
-from qvit.convert import quantize
-from qvit.cost import BitTable, cost, costs
-from qvit.fit_config import FitConfig
-from qvit.quantizer import Quantizer, named_quantizers
+from qvit.bits.allocate import Lagrangian, Published, benefit, continuous_bits, log_table, penalty, step
+from qvit.bits.budget import Budget
+from qvit.bits.cost import BitTable, cost, costs
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import Quantizer, named_quantizers
 from qvit.spec import LearnedBits, Spec
+from qvit.training.fit_config import FitConfig
 from toy_models import mix_bits, uniform, vit
 from toy_training import toy_run
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvit.analyze import LOG, RESULT, analyze
-from qvit.analyze.components import select
-from qvit.analyze.config import AnalysisConfig
-from qvit.analyze.data import AnalysisData
-from qvit.analyze.finetune import Finetuning
-from qvit.analyze.gates import open_gates
+from qvit.analysis import LOG, RESULT, analyze
+from qvit.analysis.components import select
+from qvit.analysis.config import AnalysisConfig
+from qvit.analysis.data import AnalysisData
+from qvit.analysis.finetune import Finetuning
+from qvit.analysis.gates import open_gates
 from qvit.data import Skips, Splits
-from qvit.paired import paired
+from qvit.evaluation.paired import paired
 from test_planted_head import HEADS, planted
 from toy_analysis import BATCH, QUICK, analysis_data, instrument
 from toy_models import images, swin, vit

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from qvit.analyze.components import Site, Subject
-from qvit.analyze.results import analysis_of, decibels
+from qvit.analysis.components import Site, Subject
+from qvit.analysis.results import analysis_of, decibels
 
 SUBJECTS = [Subject("component", name, (Site(name, 0),)) for name in ("map", "gelu", "proj")]
 IMAGES = 40

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from qvit.budget import Budget, BudgetError, check_budget, check_reachable, reachable, resolve_budget
-from qvit.convert import quantize
-from qvit.cost import bits_in_force, cost, costs
-from qvit.quantizer import named_quantizers
+from qvit.bits.budget import Budget, BudgetError, check_budget, check_reachable, reachable, resolve_budget
+from qvit.bits.cost import bits_in_force, cost, costs
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import named_quantizers
 from qvit.spec import FixedBits, LearnedBits, Spec
 from toy_models import mix_bits, uniform, vit
 
@@ -118,7 +118,9 @@ def test_uniform_bits_of_a_model_that_learns_none(model: nn.Module) -> None:
 
 
 def test_uniform_bits_have_no_limit_without_a_model() -> None:
-    with pytest.raises(ValueError, match=r"a budget of uniform = 3 has no limit before qvit.budget.resolve_budget"):
+    with pytest.raises(
+        ValueError, match=r"a budget of uniform = 3 has no limit before qvit.bits.budget.resolve_budget"
+    ):
         _ = Budget(uniform=3).limit
 
 

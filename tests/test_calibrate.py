@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from qvit.calibrate import calibrate, float_forward
-from qvit.convert import quantize
-from qvit.least_squares import least_squares, points
-from qvit.quantizer import UncalibratedError, named_quantizers
+from qvit.calibration.calibrate import calibrate, float_forward
+from qvit.calibration.least_squares import least_squares, points
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import UncalibratedError, named_quantizers
 from qvit.spec import Spec
 from toy_models import images, swin, uniform, vit
 

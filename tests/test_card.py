@@ -23,10 +23,10 @@ from qvit.card.facts import CardError, Facts, public, read_facts
 from qvit.card.text import readme
 from qvit.cli import main
 from qvit.data import DataConfig, resolve_data
-from qvit.finished import read_result
-from qvit.fit_config import FitConfig
-from qvit.paired import Paired
+from qvit.evaluation.paired import Paired
+from qvit.pipeline.finished import read_result
 from qvit.spec import FixedBits, Spec
+from qvit.training.fit_config import FitConfig
 from qvit_runtime.cli import main as runtime
 from qvit_runtime.preprocess import load_image, preprocess
 from toy_integer_programs import integer_vit_program

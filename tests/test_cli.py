@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import qvit
 from qvit.cli import main
-from qvit.finished import load, read_result
+from qvit.pipeline.finished import load, read_result
 from toy_pipeline import UNIFORM3
 
 
@@ -60,6 +60,11 @@ def test_cost_of_a_recipe_is_that_of_its_model_and_what_its_budget_means(
     weights, activations = (float(lines[f"average_{kind}_bits"]) for kind in ("weight", "activation"))
     assert 2 < weights < found["average_weight_bits"]
     assert found["average_activation_bits"] < activations
+
+
+def test_cost_of_a_recipe_with_another_budget(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(capsys, "cost", str(done[0]), "--set", f"budget.gbitops={2 * UNIFORM3!r}")
+    assert found["budget"]["gbitops"] == pytest.approx(2 * UNIFORM3)
 
 
 def test_cost_of_a_float_recipe_is_that_of_its_model_quantized_uniformly(
@@ -148,6 +153,10 @@ def test_eval_of_images_without_labels(done: tuple[Path, Path], capsys: pytest.C
             r"qvit: deit_tiny_patch16_224 does not say on which images to evaluate; give --",
         ),
         (["eval", "none.qvit", "--data", "digits"], r"qvit: .*none.qvit"),
+        (
+            ["cost", "deit_tiny_patch16_224", "--set", "seed=1"],
+            r"qvit: --set changes a recipe, and deit_tiny_patch16_224 is none; leave it out or give a recipe \(.toml\)",
+        ),
         (
             ["cost", "deit_tiny_patch16_224", "--json", "none/x.json"],
             r"qvit: .*No such file or directory: 'none/x.json'",

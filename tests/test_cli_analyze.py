@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from qvit.analyze.table import table
+from qvit.analysis.table import table
+from qvit.bits.init_bits import apply_init_bits
 from qvit.cli.analyze import add_analyze
-from qvit.convert import quantize
 from qvit.data.config import DataError
 from qvit.data.digits import open_digits
-from qvit.float_model import create_float_model
-from qvit.init_bits import apply_init_bits
-from qvit.recipe import load_recipe
-from qvit.runs import CheckpointError
+from qvit.network.convert import quantize
+from qvit.pipeline.float_model import create_float_model
+from qvit.settings.recipe import load_recipe
+from qvit.system.runs import CheckpointError
 
 RECIPE = """
 [model]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qvit.calibration.range_observers import Percentile
 from qvit.cli import main
-from qvit.finished import read_recipe, read_result
-from qvit.range_observers import Percentile
+from qvit.pipeline.finished import read_recipe, read_result
 
 
 def ptq(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict, str]:

@@ -11,9 +11,9 @@ import pytest
 from qvit.cli import main
 from qvit.cli.compare import COLUMNS
 from qvit.cli.output import table
-from qvit.compare import compare
-from qvit.finished import read_result
-from qvit.outcome import load_predictions
+from qvit.evaluation.outcome import load_predictions
+from qvit.pipeline.compare import compare
+from qvit.pipeline.finished import read_result
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_interval_is_that_of_pairs(done: tuple[Path, Path]) -> None:
 
 
 def test_rows_of_other_images_are_refused(done: tuple[Path, Path], tmp_path: Path) -> None:
-    from qvit.runs import load_tensors, save_tensors
+    from qvit.system.runs import load_tensors, save_tensors
 
     shutil.copytree(done[1] / "uniform3", tmp_path / "other")
     tensors, _ = load_tensors(tmp_path / "other" / "predictions.safetensors")

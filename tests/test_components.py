@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from torch import nn
 
-from qvit.analyze.components import Site, Subject, all_sites, component_of, head_of, subjects
-from qvit.convert import quantize
+from qvit.analysis.components import Site, Subject, all_sites, component_of, head_of, subjects
+from qvit.network.convert import quantize
 from toy_models import FAMILIES, swin, uniform, vit
 
 

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qvit.allocate import Lagrangian
-from qvit.compute import activations_recomputed
-from qvit.feature_distill import FeatureDistillation
-from qvit.fit import fit
-from qvit.fit_config import FitConfig
+from qvit.bits.allocate import Lagrangian
+from qvit.bits.sensitivity import Sensitivity
 from qvit.methods import METHODS, QViTIRM, qvit_irm
-from qvit.recipe import Recipe, RecipeError
-from qvit.sensitivity import Sensitivity
+from qvit.settings.recipe import Recipe, RecipeError
 from qvit.spec import FixedBits, Spec
+from qvit.training.compute import activations_recomputed
+from qvit.training.feature_distill import FeatureDistillation
+from qvit.training.fit import fit
+from qvit.training.fit_config import FitConfig
 from toy_models import calibrated, images, swin, uniform, vit
 from toy_training import same_state, toy_data, toy_model, toy_run
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qvit.calibrate import calibrate, float_forward
-from qvit.convert import quantize
-from qvit.quantizer import Quantizer, named_quantizers, require_quantized
+from qvit.calibration.calibrate import calibrate, float_forward
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import Quantizer, named_quantizers, require_quantized
 from qvit.spec import FixedBits, LearnedBits, PerChannel, PerTensor, Spec
 from toy_models import FAMILIES, images, swin, uniform, vit
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qvit.convert import quantize
-from qvit.cost import bits_in_force, cost, costs
-from qvit.freeze import freeze
-from qvit.quantizer import named_quantizers
+from qvit.bits.cost import bits_in_force, cost, costs
+from qvit.freezing.freeze import freeze
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import named_quantizers
 from qvit.spec import FixedBits, PerTensor, Spec
 from qvit_runtime.packing import packed_bytes
 from toy_models import calibrated, mix_bits, swin, uniform, vit

@@ -12,7 +12,7 @@ from torchvision.transforms import functional
 
 from qvit.data import DataConfig, DataError, mixup_batch
 from qvit.data.augment import Fit, Flip, PadCrop, ToValues, eval_transform, posterize, train_transform
-from qvit.seeds import set_random_states
+from qvit.data.seeds import set_random_states
 
 CONFIG = DataConfig(
     dataset="digits",

@@ -14,11 +14,11 @@ import pytest
 
 from qvit.cli import main
 from qvit.data import DataConfig, DataError, open_data
-from qvit.dry_run import dry_run
-from qvit.fit import fit
-from qvit.fit_config import FitConfig
-from qvit.recipe import load_recipe
-from qvit.runs import load_tensors
+from qvit.planning.dry_run import dry_run
+from qvit.settings.recipe import load_recipe
+from qvit.system.runs import load_tensors
+from qvit.training.fit import fit
+from qvit.training.fit_config import FitConfig
 from toy_shards import CONFIG, change, png, write_shards
 from toy_training import QUICK, same_state, three_bits, toy_model
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvit.allocate import Lagrangian
-from qvit.distill import CachedTeacher, Teacher, distillation_loss, fingerprint, hard_distillation_loss
-from qvit.fit_config import FitConfig
-from qvit.storage import StorageError
+from qvit.bits.allocate import Lagrangian
+from qvit.system.storage import StorageError
+from qvit.training.distill import CachedTeacher, Teacher, distillation_loss, fingerprint, hard_distillation_loss
+from qvit.training.fit_config import FitConfig
 from toy_models import images, vit
 from toy_training import QUICK, toy_model, toy_run
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import qvit_runtime
-from qvit.evaluate import evaluate
-from qvit.freeze import freeze
+from qvit.evaluation.evaluate import evaluate
+from qvit.freezing.freeze import freeze
 from toy_models import calibrated, images, uniform, vit
 
 

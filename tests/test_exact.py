@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 import qvit_runtime
-from qvit.calibrate import calibrate
-from qvit.convert import quantize
-from qvit.exact import in_float64
-from qvit.freeze import freeze
-from qvit.quantizer import named_quantizers
+from qvit.calibration.calibrate import calibrate
+from qvit.freezing.freeze import freeze
+from qvit.network.convert import quantize
+from qvit.quantizers.exact import in_float64
+from qvit.quantizers.quantizer import named_quantizers
 from qvit.spec import FixedBits, Spec
 from toy_models import images, vit
 

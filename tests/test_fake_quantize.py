@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qvit.fake_quantize import code_range, composed, fake_quantize, grouped
+from qvit.quantizers.fake_quantize import code_range, composed, fake_quantize, grouped
 
 LAYOUTS = {  # shape, groups, axis
     "tensor": ((5, 7), 1, 0),

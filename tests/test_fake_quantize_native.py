@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qvit.fake_quantize import composed, fake_quantize
-from qvit.fake_quantize_native import Grids, fake_quantize_native, is_native
+from qvit.quantizers.fake_quantize import composed, fake_quantize
+from qvit.quantizers.fake_quantize_native import Grids, fake_quantize_native, is_native
 
 LOWEST = 2
 TYPES = (torch.float32, torch.bfloat16)

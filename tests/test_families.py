@@ -8,9 +8,9 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 import qvit_runtime.interpreter as interpreter
-from qvit.calibrate import calibrate
-from qvit.convert import quantize
-from qvit.freeze import freeze
+from qvit.calibration.calibrate import calibrate
+from qvit.freezing.freeze import freeze
+from qvit.network.convert import quantize
 from qvit.spec import LearnedBits, PerChannel, PerTensor, SharedScale, SingleScale, Spec
 from qvit_runtime.check import check
 from toy_models import FAMILIES, calibrated, images, learned, mix_bits, swin, uniform, vit

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvit.runs import Run, load_tensors
+from qvit.system.runs import Run, load_tensors
 from toy_kills import FLOAT_RECIPE
 from toy_ranks import INTERRUPTED, run_ranks
 

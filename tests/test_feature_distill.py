@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvit.feature_distill import FeatureDistillation, FeatureGuide, Features, feature_loss, principal_components
-from qvit.fit_config import FitConfig
+from qvit.training.feature_distill import (
+    FeatureDistillation,
+    FeatureGuide,
+    Features,
+    feature_loss,
+    principal_components,
+)
+from qvit.training.fit_config import FitConfig
 from toy_models import FAMILIES, images, uniform, vit
 from toy_training import QUICK, same_state, toy_model, toy_run
 
@@ -51,9 +57,11 @@ def test_components_are_those_of_all_batches_and_processes(monkeypatch: pytest.M
     in_batches = principal_components(Passing(), list(data), 0.7)
     torch.testing.assert_close(in_batches @ in_batches.T, whole @ whole.T, atol=1e-5, rtol=0)
     others: list[Tensor] = []
-    monkeypatch.setattr("qvit.feature_distill.mean_over_processes", lambda moments: others.append(moments) or moments)
+    monkeypatch.setattr(
+        "qvit.training.feature_distill.mean_over_processes", lambda moments: others.append(moments) or moments
+    )
     principal_components(Passing(), list(data[2:]), 0.7)
-    monkeypatch.setattr("qvit.feature_distill.mean_over_processes", lambda moments: (moments + others[0]) / 2)
+    monkeypatch.setattr("qvit.training.feature_distill.mean_over_processes", lambda moments: (moments + others[0]) / 2)
     shared = principal_components(Passing(), list(data[:2]), 0.7)
     torch.testing.assert_close(shared @ shared.T, whole @ whole.T, atol=1e-5, rtol=0)
 

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from qvit.allocate import Lagrangian, Published
-from qvit.budget import Budget, BudgetError
-from qvit.convert import quantize
-from qvit.cost import cost
+from qvit.bits.allocate import Lagrangian, Published
+from qvit.bits.budget import Budget, BudgetError
+from qvit.bits.cost import cost
 from qvit.data import DataError, EpochOrder
-from qvit.fit import fit
-from qvit.fit_config import FitConfig
-from qvit.quantizer import UncalibratedError, named_quantizers
-from qvit.runs import Run
-from qvit.training_log import SCALES_EVERY
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import UncalibratedError, named_quantizers
+from qvit.system.runs import Run
+from qvit.training.fit import fit
+from qvit.training.fit_config import FitConfig
+from qvit.training.log import SCALES_EVERY
 from toy_models import uniform, vit
 from toy_training import BATCH, QUICK, same_state, three_bits, toy_data, toy_model, toy_run
 

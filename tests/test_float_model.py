@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
-from qvit.float_model import create_float_model
-from qvit.recipe import ModelConfig
-from qvit.runs import CheckpointError
+from qvit.pipeline.float_model import create_float_model
+from qvit.settings.recipe import ModelConfig
+from qvit.system.runs import CheckpointError
 
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
 

@@ -16,9 +16,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from qvit.cli import main
 from qvit.data import DataConfig, resolve_data
-from qvit.finished import load, read_recipe, read_result
-from qvit.float_model import architecture_of, create_float_model
-from qvit.recipe import ModelConfig, RecipeError, load_recipe
+from qvit.pipeline.finished import load, read_recipe, read_result
+from qvit.pipeline.float_model import architecture_of, create_float_model
+from qvit.settings.recipe import ModelConfig, RecipeError, load_recipe
 from toy_models import lively
 
 ARGUMENTS = {"img_size": 28, "patch_size": 14, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 10}

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qvit.calibration.observers import Extremes
+from qvit.calibration.range_observers import LeastSquares
 from qvit.methods import fqvit
-from qvit.methods.fqvit_integer import SoftmaxNumbers, log_int_softmax, probabilities
-from qvit.methods.fqvit_modules import IntegerLayerNorm, LogIntSoftmax
-from qvit.observers import Extremes
-from qvit.quantizer import UncalibratedError, named_quantizers
-from qvit.range_observers import LeastSquares
-from qvit.support import UnsupportedModelError
-from qvit.values import from_values, to_values
+from qvit.methods.fqvit.integer import SoftmaxNumbers, log_int_softmax, probabilities
+from qvit.methods.fqvit.modules import IntegerLayerNorm, LogIntSoftmax
+from qvit.network.support import UnsupportedModelError
+from qvit.quantizers.quantizer import UncalibratedError, named_quantizers
+from qvit.settings.values import from_values, to_values
 from qvit_runtime import interpreter
 from qvit_runtime.artifact import load, save
 from qvit_runtime.check import check

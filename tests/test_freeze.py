@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import qvit_runtime.interpreter as interpreter
-from qvit.budget import Budget
-from qvit.convert import quantize
-from qvit.cost import cost
+from qvit.bits.budget import Budget
+from qvit.bits.cost import cost
 from qvit.data import DataConfig, preprocess_of, resolve_data
-from qvit.emitter import FreezeError
-from qvit.freeze import freeze
-from qvit.integer_layers import folded_bias, integer_weight
+from qvit.freezing.emitter import FreezeError
+from qvit.freezing.freeze import freeze
+from qvit.freezing.integer_layers import folded_bias, integer_weight
 from qvit.methods import METHODS
-from qvit.quantizer import UncalibratedError, named_quantizers
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import UncalibratedError, named_quantizers
 from qvit.spec import Spec
 from qvit_runtime import program as p
 from qvit_runtime.artifact import load, save

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qvit.runs import load_tensors
+from qvit.system.runs import load_tensors
 from toy_kills import FLOAT_RECIPE
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvit.analyze.components import Site, select
-from qvit.analyze.gates import Gate, gates_of, install_gates, open_gates
-from qvit.quantizer import named_quantizers
+from qvit.analysis.components import Site, select
+from qvit.analysis.gates import Gate, gates_of, install_gates, open_gates
+from qvit.quantizers.quantizer import named_quantizers
 from toy_models import calibrated, images, uniform, vit
 
 HEADS, DIM = 2, 16

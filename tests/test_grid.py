@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvit.fake_quantize import code_range, fake_quantize
+from qvit.quantizers.fake_quantize import code_range, fake_quantize
 from qvit_runtime import integer
 from qvit_runtime.program import Grid
 

@@ -15,10 +15,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import qvit_runtime.interpreter as interpreter
-from qvit.calibrate import calibrate, float_forward
-from qvit.convert import quantize
-from qvit.freeze import freeze
-from qvit.quantizer import named_quantizers
+from qvit.calibration.calibrate import calibrate, float_forward
+from qvit.freezing.freeze import freeze
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import named_quantizers
 from qvit.spec import FixedBits, LearnedBits, Spec
 from toy_models import images, lively, mix_bits, swin, uniform
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from qvit.recipe import load_recipe
+from qvit.settings.recipe import load_recipe
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "imagenet"
 

@@ -12,21 +12,21 @@ import pytest
 import torch
 from torch import nn
 
-from qvit.allocate import Lagrangian
-from qvit.analyze.components import all_sites
-from qvit.budget import Budget, BudgetError
-from qvit.convert import quantize
-from qvit.cost import cost
-from qvit.dry_run import dry_run
-from qvit.fit_config import FitConfig
-from qvit.float_model import create_float_model
-from qvit.init_bits import allocate_bits, apply_init_bits
+from qvit.analysis.components import all_sites
+from qvit.bits.allocate import Lagrangian
+from qvit.bits.budget import Budget, BudgetError
+from qvit.bits.cost import cost
+from qvit.bits.init_bits import allocate_bits, apply_init_bits
 from qvit.methods import METHODS
-from qvit.pipeline import run_recipe
-from qvit.quantizer import named_quantizers
-from qvit.recipe import load_recipe
-from qvit.runs import Run
+from qvit.network.convert import quantize
+from qvit.pipeline.float_model import create_float_model
+from qvit.pipeline.run import run_recipe
+from qvit.planning.dry_run import dry_run
+from qvit.quantizers.quantizer import named_quantizers
+from qvit.settings.recipe import load_recipe
 from qvit.spec import FixedBits, LearnedBits, PerHead, PerTensor, Spec
+from qvit.system.runs import Run
+from qvit.training.fit_config import FitConfig
 from toy_models import uniform, vit
 from toy_training import QUICK, same_state, toy_model, toy_run
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from qvit import cli
-from qvit.fit_config import FitConfig
-from qvit.interruption import Interruption, InterruptionError, shield_worker
-from qvit.runs import Run
+from qvit.system.interruption import Interruption, InterruptionError, shield_worker
+from qvit.system.runs import Run
+from qvit.training.fit_config import FitConfig
 from toy_training import QUICK, same_state, toy_run
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 import qvit_runtime
-from qvit.emitter import FreezeError
-from qvit.fit import fit
-from qvit.fit_config import FitConfig
+from qvit.freezing.emitter import FreezeError
 from qvit.methods import ivit
 from qvit.methods.ivit import IViT
-from qvit.methods.ivit_observation import Observation
-from qvit.placement import format_placement
-from qvit.quantizer import UncalibratedError
-from qvit.support import UnsupportedModelError
+from qvit.methods.ivit.observation import Observation
+from qvit.network.placement import format_placement
+from qvit.network.support import UnsupportedModelError
+from qvit.quantizers.quantizer import UncalibratedError
+from qvit.training.fit import fit
+from qvit.training.fit_config import FitConfig
 from qvit_runtime import integer_ops as i
 from qvit_runtime import interpreter
 from qvit_runtime.check import check

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qvit.methods import ivit
-from qvit.methods.ivit_layers import Grid, LayerNorm, Linear
-from qvit.methods.ivit_simulation import Codes, Simulation
+from qvit.methods.ivit.layers import Grid, LayerNorm, Linear
+from qvit.methods.ivit.simulation import Codes, Simulation
 from toy_models import FAMILIES, images, swin, vit
 
 OPS = Simulation()

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvit.methods import ivit_integers as integers
-from qvit.methods.ivit_layers import LARGEST_UNIT, SIGMOID, Grid
-from qvit.methods.ivit_numbers import BIAS_RANGE, dyadic, layer_norm_numbers, linear_numbers, shiftmax_fraction
+from qvit.methods.ivit import integers
+from qvit.methods.ivit.layers import LARGEST_UNIT, SIGMOID, Grid
+from qvit.methods.ivit.numbers import BIAS_RANGE, dyadic, layer_norm_numbers, linear_numbers, shiftmax_fraction
 from qvit_runtime import integer_shift
 
 INT31 = 2**31 - 1

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from qvit.runs import load_tensors
+from qvit.system.runs import load_tensors
 from toy_kills import POINTS, Life, die_in_write
 
 pytestmark = pytest.mark.slow

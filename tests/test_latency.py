@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qvit.budget import Budget, BudgetError, check_budget, reachable
-from qvit.convert import quantize
-from qvit.cost import BitTable, bits_in_force, costs
-from qvit.freeze import freeze
-from qvit.latency import milliseconds
-from qvit.lock import _State, lock
-from qvit.sensitivity import Sensitivity
+from qvit.bits.budget import Budget, BudgetError, check_budget, reachable
+from qvit.bits.cost import BitTable, bits_in_force, costs
+from qvit.bits.latency import milliseconds
+from qvit.bits.lock import _State, lock
+from qvit.bits.sensitivity import Sensitivity
+from qvit.freezing.freeze import freeze
+from qvit.network.convert import quantize
+from qvit.settings.values import from_values, to_values
 from qvit.spec import MidRise, Spec
-from qvit.values import from_values, to_values
 from qvit_runtime.latency import measure_table
 from qvit_runtime.latency_table import LatencyError, LatencyTable
 from toy_models import calibrated, mix_bits, swin, uniform, vit

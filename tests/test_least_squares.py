@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.special import erf, softmax
 
-from qvit.least_squares import least_squares, least_squares_with_offset, points
-from qvit.observers import BINS, Histogram
+from qvit.calibration.least_squares import least_squares, least_squares_with_offset, points
+from qvit.calibration.observers import BINS, Histogram
 
 RNG = np.random.default_rng(0)
 COUNT = 20_000

@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
-from qvit import live_page
 from qvit.cli import main
-from qvit.live_page import PAGE, SHARE, SHORTEST, LivePage
+from qvit.report import live_page
+from qvit.report.live_page import PAGE, SHARE, SHORTEST, LivePage
 from toy_report import write_run
 
 

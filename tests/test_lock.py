@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from qvit.budget import Budget, BudgetError, reachable
-from qvit.convert import quantize
-from qvit.cost import bits_in_force, cost, costs
-from qvit.lock import _State, falling, lock
-from qvit.quantizer import named_quantizers
-from qvit.sensitivity import Sensitivity
+from qvit.bits.budget import Budget, BudgetError, reachable
+from qvit.bits.cost import bits_in_force, cost, costs
+from qvit.bits.lock import _State, falling, lock
+from qvit.bits.sensitivity import Sensitivity
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import named_quantizers
 from qvit.spec import LearnedBits, Spec
 from toy_models import mix_bits, uniform, vit
 

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from qvit.allocate import Published
-from qvit.fit_config import FitConfig
-from qvit.memory import checkpoint_sizes, saved_activations, size_of, training_memory
+from qvit.bits.allocate import Published
+from qvit.planning.memory import checkpoint_sizes, saved_activations, size_of, training_memory
+from qvit.training.fit_config import FitConfig
 from toy_models import uniform, vit
 from toy_training import QUICK, toy_model, toy_run
 

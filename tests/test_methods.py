@@ -13,13 +13,13 @@ from torch import nn
 
 import qvit_runtime
 from qvit.data import open_eval
-from qvit.dry_run import dry_run
-from qvit.evaluate import evaluate
-from qvit.finished import load_exact, read_recipe, read_result
+from qvit.evaluation.evaluate import evaluate
+from qvit.evaluation.outcome import cost_of_module, cost_of_program, load_predictions
 from qvit.methods import METHODS, tsptq
-from qvit.outcome import cost_of_module, cost_of_program, load_predictions
-from qvit.pipeline import run_recipe
-from qvit.recipe import Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
+from qvit.pipeline.finished import load_exact, read_recipe, read_result
+from qvit.pipeline.run import run_recipe
+from qvit.planning.dry_run import dry_run
+from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
 from test_pipeline import FIELDS
 from toy_models import images, swin, vit
 from toy_pipeline import UNIFORM3

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import qvit_runtime
-from qvit.calibrate import NOTHING, calibrate, fit_weight, fit_weights
-from qvit.convert import quantize
-from qvit.fake_quantize import composed
-from qvit.freeze import freeze
-from qvit.integer_layers import integer_weight
-from qvit.layers import QuantLinear
-from qvit.midrise import MidRiseQuantizer
-from qvit.quantizer import Quantizer, named_quantizers
-from qvit.range_observers import LeastSquares, MeanSquaredError, MinMax, Observer
+from qvit.calibration.calibrate import NOTHING, calibrate, fit_weight, fit_weights
+from qvit.calibration.range_observers import LeastSquares, MeanSquaredError, MinMax, Observer
+from qvit.freezing.freeze import freeze
+from qvit.freezing.integer_layers import integer_weight
+from qvit.network.convert import quantize
+from qvit.network.layers import QuantLinear
+from qvit.quantizers.fake_quantize import composed
+from qvit.quantizers.midrise import MidRiseQuantizer
+from qvit.quantizers.quantizer import Quantizer, named_quantizers
+from qvit.quantizers.ste import scale_grad
 from qvit.spec import (
     Bits,
     FixedBits,
@@ -34,7 +35,6 @@ from qvit.spec import (
     Spec,
     SwitchableScale,
 )
-from qvit.ste import scale_grad
 from toy_models import images, lively, vit
 
 ROWS, COLUMNS = 8, 12
@@ -122,7 +122,7 @@ def test_the_same_on_the_way_that_other_devices_take(monkeypatch: pytest.MonkeyP
         values = quantizer(w)
         values.backward(weight(1))
         found.append((values.detach(), w.grad, quantizer.log_scale.grad))
-        monkeypatch.setattr("qvit.quantizer.is_native", lambda *_: False)
+        monkeypatch.setattr("qvit.quantizers.quantizer.is_native", lambda *_: False)
     (native, native_w, native_scale), (torch_, torch_w, torch_scale) = found
     assert torch.equal(native, torch_)
     assert torch.equal(native_w, torch_w)  # type: ignore[arg-type]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from qvit.convert import quantize
-from qvit.optimizer import make_optimizer, make_schedule, parameter_groups
-from qvit.quantizer import named_quantizers
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import named_quantizers
 from qvit.spec import PerChannel, Spec
+from qvit.training.optimizer import make_optimizer, make_schedule, parameter_groups
 from toy_models import swin, vit
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qvit.evaluate import Evaluation
-from qvit.outcome import Judged, collapse, load_predictions, outcome, save_predictions
-from qvit.runs import CheckpointError, Run
+from qvit.evaluation.evaluate import Evaluation
+from qvit.evaluation.outcome import Judged, collapse, load_predictions, outcome, save_predictions
+from qvit.system.runs import CheckpointError, Run
 
 
 @pytest.mark.parametrize(

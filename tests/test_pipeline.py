@@ -11,21 +11,21 @@ import pytest
 import torch
 
 import qvit_runtime
-from qvit.budget import Budget, BudgetError, check_budget, resolve_budget
+from qvit.bits.budget import Budget, BudgetError, check_budget, resolve_budget
+from qvit.bits.cost import cost
 from qvit.cli import main
-from qvit.context import open_recipe
-from qvit.convert import quantize
-from qvit.cost import cost
 from qvit.data import open_eval
-from qvit.emitter import FreezeError
-from qvit.evaluate import evaluate
-from qvit.finished import load, read_result
-from qvit.pipeline import run_recipe
-from qvit.quantizer import named_quantizers
-from qvit.recipe import Recipe, RecipeError, load_recipe, recipe_from_values
-from qvit.rows import teacher_of, uniform_row
-from qvit.runs import CheckpointError, Run, load_tensors
+from qvit.evaluation.evaluate import evaluate
+from qvit.freezing.emitter import FreezeError
+from qvit.network.convert import quantize
+from qvit.pipeline.context import open_recipe
+from qvit.pipeline.finished import load, read_result
+from qvit.pipeline.rows import teacher_of, uniform_row
+from qvit.pipeline.run import run_recipe
+from qvit.quantizers.quantizer import named_quantizers
+from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_values
 from qvit.spec import FixedBits, LearnedBits, Spec
+from qvit.system.runs import CheckpointError, Run, load_tensors
 from toy_models import vit
 from toy_pipeline import UNIFORM3
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from qvit.convert import quantize
-from qvit.placement import Placement, format_placement, placement
-from qvit.quantizer import named_quantizers
+from qvit.network.convert import quantize
+from qvit.network.placement import Placement, format_placement, placement
+from qvit.quantizers.quantizer import named_quantizers
 from qvit.spec import PerChannel, PerTensor, Spec
 from toy_models import mix_bits, swin, uniform, vit
 

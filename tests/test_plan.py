@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from qvit.allocate import Lagrangian, Published
-from qvit.bit_schedule import BitSchedule
-from qvit.budget import Budget, BudgetError
+from qvit.bits.allocate import Lagrangian, Published
+from qvit.bits.budget import Budget, BudgetError
 from qvit.cli import main
 from qvit.cli.plan import duration, lines_of, size_of_file
-from qvit.feature_distill import FeatureDistillation
-from qvit.fit_config import FitConfig
-from qvit.memory import Memory
-from qvit.plan import plan, rows_of
-from qvit.plan_stage import PlanError, shortened
-from qvit.recipe import Recipe, load_recipe
-from qvit.rehearsal import Rehearsal, StepSeconds, short_fit
-from qvit.runs import Run
-from qvit.training_schedule import schedule_of, seconds_of_training
+from qvit.planning.memory import Memory
+from qvit.planning.plan import plan, rows_of
+from qvit.planning.plan_stage import PlanError, shortened
+from qvit.planning.rehearsal import Rehearsal, StepSeconds, short_fit
+from qvit.planning.training_schedule import schedule_of, seconds_of_training
+from qvit.settings.recipe import Recipe, load_recipe
+from qvit.system.runs import Run
+from qvit.training.bit_schedule import BitSchedule
+from qvit.training.feature_distill import FeatureDistillation
+from qvit.training.fit_config import FitConfig
 from toy_training import three_bits, toy_model, toy_run
 
 ROOT = Path(__file__).parent.parent / "recipes"
@@ -108,7 +108,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Rehearsal:
         weights=100,
         artifact=10,
     )
-    monkeypatch.setattr("qvit.plan.rehearse", lambda context, row, device_batch: found)
+    monkeypatch.setattr("qvit.planning.plan.rehearse", lambda context, row, device_batch: found)
     return found
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from qvit.allocate import Lagrangian
-from qvit.budget import Budget
-from qvit.calibrate import calibrate
-from qvit.convert import quantize
-from qvit.cost import cost
-from qvit.fit import fit
-from qvit.fit_config import FitConfig
-from qvit.quantizer import named_quantizers
+from qvit.bits.allocate import Lagrangian
+from qvit.bits.budget import Budget
+from qvit.bits.cost import cost
+from qvit.calibration.calibrate import calibrate
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import named_quantizers
+from qvit.training.fit import fit
+from qvit.training.fit_config import FitConfig
 from toy_models import images, uniform, vit
 
 HEADS, DIM = 4, 32

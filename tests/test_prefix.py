@@ -7,10 +7,10 @@ from functools import lru_cache
 import pytest
 import torch
 
-from qvit.analyze.components import select
-from qvit.analyze.gates import open_gates
-from qvit.analyze.instrument import Instrument
-from qvit.analyze.prefix import finish, first_step, inputs
+from qvit.analysis.components import select
+from qvit.analysis.gates import open_gates
+from qvit.analysis.instrument import Instrument
+from qvit.analysis.prefix import finish, first_step, inputs
 from toy_analysis import instrument
 from toy_models import FAMILIES, images
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from qvit import processes, shared_evaluation
 from qvit.data import EpochOrder, mixup_batch
-from qvit.evaluate import Batches
-from qvit.fit import fit
-from qvit.fit_config import FitConfig
-from qvit.shared_evaluation import evaluate_together, share_of
-from qvit.step_batches import check_divides
+from qvit.evaluation import shared_evaluation
+from qvit.evaluation.evaluate import Batches
+from qvit.evaluation.shared_evaluation import evaluate_together, share_of
+from qvit.system import processes
+from qvit.training.fit import fit
+from qvit.training.fit_config import FitConfig
+from qvit.training.step_batches import check_divides
 from toy_models import vit
 from toy_training import toy_data
 

@@ -21,12 +21,12 @@ from torch import Tensor
 import qvit_runtime
 from qvit.cli import main
 from qvit.data import open_eval
-from qvit.evaluate import evaluate
-from qvit.outcome import load_predictions
-from qvit.quantizer import named_quantizers
-from qvit.recipe import recipe_from_values
-from qvit.runs import Run, load_tensors
+from qvit.evaluation.evaluate import evaluate
+from qvit.evaluation.outcome import load_predictions
+from qvit.quantizers.quantizer import named_quantizers
+from qvit.settings.recipe import recipe_from_values
 from qvit.spec import Spec
+from qvit.system.runs import Run, load_tensors
 from toy_training import toy_model
 from training_worker import CASES
 

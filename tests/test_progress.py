@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from qvit import progress
-from qvit.progress import Counter, Progress
+from qvit.system import progress
+from qvit.system.progress import Counter, Progress
 from toy_training import QUICK, toy_run
 
 
@@ -15,7 +15,7 @@ def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     shown = Progress(10, 0, quiet=True)
     shown.say("a")
     shown.show(10, {"loss": 1.0})
-    from qvit.fit_config import FitConfig
+    from qvit.training.fit_config import FitConfig
 
     toy_run(FitConfig(epochs=0.5, log_every=1, allocation=QUICK))
     assert capsys.readouterr() == ("", "")

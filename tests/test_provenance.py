@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from qvit import provenance
-from qvit.provenance import check_recipe, is_harmless, source
-from qvit.recipe import RecipeError, load_recipe, recipe_from_values
-from qvit.runs import Run
+from qvit.settings import provenance
+from qvit.settings.provenance import check_recipe, is_harmless, source
+from qvit.settings.recipe import RecipeError, load_recipe, recipe_from_values
+from qvit.system.runs import Run
 
 
 def test_what_a_change_of_the_recipe_changes(done: tuple[Path, Path]) -> None:

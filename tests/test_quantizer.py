@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qvit.calibrate import fit_weight
-from qvit.quantizer import HYSTERESIS, Quantizer, UncalibratedError
+from qvit.calibration.calibrate import fit_weight
+from qvit.quantizers.quantizer import HYSTERESIS, Quantizer, UncalibratedError
 from qvit.spec import Bits, FixedBits, LearnedBits, ScaleBank, SharedScale, SingleScale, SwitchableScale
 
 HEADS = 4
@@ -253,7 +253,7 @@ def test_the_native_pass_is_the_quantizer_of_other_devices(
     ends = []
     for native in (True, False):
         if not native:
-            monkeypatch.setattr("qvit.quantizer.is_native", lambda *_: False)
+            monkeypatch.setattr("qvit.quantizers.quantizer.is_native", lambda *_: False)
         quantizer = filled(make(scale_groups=scale_groups, signed=signed, offset=not signed, bank=bank))
         quantizer.set_bits(torch.tensor([2.0, 3.4, 5.0, 8.0]))
         x = torch.randn(2, 3 * HEADS, 5, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()

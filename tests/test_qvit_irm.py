@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvit.calibrate import calibrate as calibrate_quantizers
-from qvit.convert import quantize as quantize_spec
-from qvit.fit_config import FitConfig
+from qvit.calibration.calibrate import calibrate as calibrate_quantizers
 from qvit.methods import METHODS, qvit_irm
 from qvit.methods.qvit_irm import QViTIRM
-from qvit.methods.qvit_irm_guide import IRMGuide, patch_similarity, similarity_distance
-from qvit.support import UnsupportedModelError
+from qvit.methods.qvit_irm.guide import IRMGuide, patch_similarity, similarity_distance
+from qvit.network.convert import quantize as quantize_spec
+from qvit.network.support import UnsupportedModelError
+from qvit.training.fit_config import FitConfig
 from toy_models import images, swin, vit
 from toy_training import same_state, toy_data, toy_run
 

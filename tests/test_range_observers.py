@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from qvit.calibrate import calibrate, observe
-from qvit.convert import quantize
-from qvit.least_squares import points
-from qvit.observers import Extremes
-from qvit.quantizer import named_quantizers
-from qvit.range_observers import (
+from qvit.calibration.calibrate import calibrate, observe
+from qvit.calibration.least_squares import points
+from qvit.calibration.observers import Extremes
+from qvit.calibration.range_observers import (
     LeastSquares,
     MeanSquaredError,
     MinMax,
@@ -24,8 +22,10 @@ from qvit.range_observers import (
     quantile,
     watcher,
 )
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import named_quantizers
+from qvit.settings.values import from_values, to_values
 from qvit.spec import FixedBits, PerChannel, PerTensor, SharedScale, Spec
-from qvit.values import from_values, to_values
 from toy_models import images, vit
 
 ALL: tuple[Observer, ...] = (LeastSquares(), MinMax(), MovingAverage(0.2), Percentile(0.99), MeanSquaredError())

@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from qvit.budget import Budget, BudgetError, check_budget
-from qvit.cost import cost
+from qvit.bits.budget import Budget, BudgetError, check_budget
+from qvit.bits.cost import cost
 from qvit.data import DataError
-from qvit.dry_run import dry_run, not_looked_at
-from qvit.emitter import FreezeError
-from qvit.float_model import create_float_model
+from qvit.freezing.emitter import FreezeError
 from qvit.methods import METHODS
-from qvit.recipe import FLOAT, Recipe, load_recipe
-from qvit.runs import CheckpointError
+from qvit.pipeline.float_model import create_float_model
+from qvit.planning.dry_run import dry_run, not_looked_at
+from qvit.settings.recipe import FLOAT, Recipe, load_recipe
 from qvit.spec import FixedBits, Spec
+from qvit.system.runs import CheckpointError
 from toy_models import uniform
 
 ROOT = Path(__file__).parent.parent / "recipes"
@@ -136,7 +136,7 @@ def test_dry_run_looks_at_what_is_here(tmp_path: Path) -> None:
 def test_dry_run_passes_the_stage_of_float_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A longer one than the steps that it makes."""
     fitted: list[nn.Module] = []
-    monkeypatch.setattr("qvit.activations_first.fit_weights", fitted.append)
+    monkeypatch.setattr("qvit.training.activations_first.fit_weights", fitted.append)
     recipe = small()
     dry_run(dataclasses.replace(recipe, fit=dataclasses.replace(recipe.fit, activations_first=0.7, lock_at=0.8)))
     assert len(fitted) == 1

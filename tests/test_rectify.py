@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import qvit_runtime
-from qvit.calibrate import calibrate as calibrate_quantizers
-from qvit.calibrate import float_forward
-from qvit.exact import in_float64
-from qvit.freeze import freeze
-from qvit.integer_layers import integer_weight
+from qvit.calibration.calibrate import calibrate as calibrate_quantizers
+from qvit.calibration.calibrate import float_forward
+from qvit.freezing.freeze import freeze
+from qvit.freezing.integer_layers import integer_weight
 from qvit.methods.qvit_irm import QViTIRM, calibrate, placement, quantize
-from qvit.methods.qvit_irm_guide import head_statistics, heads_of
-from qvit.quantizer import Quantizer
-from qvit.rectify import RectifiedLinear, Rectifier
+from qvit.methods.qvit_irm.guide import head_statistics, heads_of
+from qvit.network.rectify import RectifiedLinear, Rectifier
+from qvit.quantizers.exact import in_float64
+from qvit.quantizers.quantizer import Quantizer
 from qvit.spec import FixedBits, SwitchableScale
 from toy_models import images, swin, vit
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvit.integer_layers import regions_grid
-from qvit.quantizer import UncalibratedError
-from qvit.region_quantizer import GELU_DEPTH, RegionQuantizer
+from qvit.freezing.integer_layers import regions_grid
+from qvit.quantizers.quantizer import UncalibratedError
+from qvit.quantizers.region_quantizer import GELU_DEPTH, RegionQuantizer
 from qvit_runtime import program as p
 from qvit_runtime.integer_ops import QuantizeRegions
 from qvit_runtime.interpreter import EXECUTE

@@ -22,7 +22,7 @@ from qvit.report.find import find_runs
 from qvit.report.page import breakable
 from qvit.report.read import read_run
 from qvit.report.rows import provenance
-from qvit.runs import CheckpointError
+from qvit.system.runs import CheckpointError
 from qvit_runtime import ArtifactError
 from toy_report import ALL, write_analysis, write_run
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import qvit_runtime
-from qvit.grid_histogram import codes_per_bar
-from qvit.integer_layers import integer_weight
+from qvit.evaluation.grid_histogram import codes_per_bar
+from qvit.freezing.integer_layers import integer_weight
 from qvit.methods import TSPTQ, FQViT, fqvit, tsptq
 from qvit_runtime.integer_ops import LogIntSoftmax, QuantizeRegions
 from toy_models import calibrated, images, uniform, vit

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from qvit.allocate import Allocation, Published
-from qvit.fit import FitResult
-from qvit.fit_config import FitConfig
-from qvit.quantizer import named_quantizers
-from qvit.runs import CheckpointError, Run, load_tensors
+from qvit.bits.allocate import Allocation, Published
+from qvit.quantizers.quantizer import named_quantizers
+from qvit.system.runs import CheckpointError, Run, load_tensors
+from qvit.training.fit_config import FitConfig
+from qvit.training.trainer import FitResult
 from toy_models import uniform, vit
 from toy_training import QUICK, same_state, toy_data, toy_model, toy_run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -12,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvit.fit import fit
-from qvit.fit_config import FitConfig
-from qvit.methods.qvit_irm_guide import IRMGuide
-from qvit.nonfinite import NonFiniteLossError
-from qvit.quantizer import named_quantizers
-from qvit.runs import CheckpointError, Run, load_tensors
-from qvit.seeds import seed_of
-from qvit.training_state import TrainingState
+from qvit.data.seeds import seed_of
+from qvit.methods.qvit_irm.guide import IRMGuide
+from qvit.quantizers.quantizer import named_quantizers
+from qvit.system.runs import CheckpointError, Run, load_tensors
+from qvit.training import trainer as trainer_module
+from qvit.training.fit import fit
+from qvit.training.fit_config import FitConfig
+from qvit.training.nonfinite import NonFiniteLossError
+from qvit.training.state import TrainingState
 from toy_models import vit
 from toy_training import QUICK, same_state, toy_model, toy_run
 
-FIT = importlib.import_module("qvit.fit")  # `qvit.fit` is the function
 CONFIG = FitConfig(epochs=1, checkpoint_every=2, log_every=1, lock_at=0.34, ema_decay=0.9, allocation=QUICK)  # 6 steps
 
 
@@ -31,7 +30,7 @@ CONFIG = FitConfig(epochs=1, checkpoint_every=2, log_every=1, lock_at=0.34, ema_
 def diverging(model: nn.Module, step: int, at_any_rate: bool = False) -> Iterator[None]:
     """NaN logits in step number `step` (from 0), while the learning rates are as in CONFIG or at any."""
     optimizers: list[torch.optim.Optimizer] = []
-    make = FIT.make_optimizer
+    make = trainer_module.make_optimizer
 
     def remembered(*arguments: object) -> torch.optim.Optimizer:
         optimizers.append(make(*arguments))  # type: ignore[arg-type]
@@ -43,7 +42,7 @@ def diverging(model: nn.Module, step: int, at_any_rate: bool = False) -> Iterato
         return output * torch.nan if now and full else output
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FIT, "make_optimizer", remembered)
+        patch.setattr(trainer_module, "make_optimizer", remembered)
         handle = model.get_submodule("head").register_forward_hook(spoil)
         yield
         handle.remove()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qvit.runs import CheckpointError, Run, load_tensors, save_tensors
+from qvit.system.runs import CheckpointError, Run, load_tensors, save_tensors
 
 
 def test_tensors_and_state_come_back(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qvit.allocate import Lagrangian
+from qvit.bits.allocate import Lagrangian
+from qvit.bits.sensitivity import Sensitivity
 from qvit.data.order import dealt, leading
-from qvit.fit_config import FitConfig
-from qvit.quantizer import Quantizer, named_quantizers
-from qvit.sensitivity import Sensitivity
+from qvit.quantizers.quantizer import Quantizer, named_quantizers
 from qvit.spec import MidRise, PerChannel, SharedScale, SingleScale, Spec
+from qvit.training.fit_config import FitConfig
 from toy_models import calibrated, images, swin, vit
 from toy_training import toy_run
 
@@ -147,8 +147,8 @@ def sums_of(model: nn.Module, batch: Tensor, process: int, processes: int) -> di
     state = SimpleNamespace(process_index=process, num_processes=processes)
     sensitivity = Sensitivity(model, share=0.25)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qvit.sensitivity.process_state", lambda: state)
-        patch.setattr("qvit.sensitivity.mean_over_processes", lambda tensor: tensor)
+        patch.setattr("qvit.bits.sensitivity.process_state", lambda: state)
+        patch.setattr("qvit.bits.sensitivity.mean_over_processes", lambda tensor: tensor)
         with sensitivity.probe(len(batch)):
             model(batch).square().sum(1).mean().backward()
     model.zero_grad()

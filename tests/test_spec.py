@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from qvit.settings.values import from_values, to_values
 from qvit.spec import (
     FixedBits,
     LearnedBits,
@@ -16,7 +17,6 @@ from qvit.spec import (
     SingleScale,
     Spec,
 )
-from qvit.values import from_values, to_values
 
 SPECS = {
     "default": Spec(),

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvit.ste import clamp_ste, round_ste, scale_grad
+from qvit.quantizers.ste import clamp_ste, round_ste, scale_grad
 
 FINITE = st.floats(-1e6, 1e6, width=32)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qvit import storage
 from qvit.cli import main
-from qvit.storage import StorageError, append_line, check_writable, explained, write_atomic
+from qvit.system import storage
+from qvit.system.storage import StorageError, append_line, check_writable, explained, write_atomic
 
 
 def failing(code: int) -> Callable[..., None]:

@@ -12,8 +12,8 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 from torch import nn
 
-from qvit.convert import quantize
-from qvit.support import UnsupportedModelError, check_supported
+from qvit.network.convert import quantize
+from qvit.network.support import UnsupportedModelError, check_supported
 from toy_models import swin, vit
 
 

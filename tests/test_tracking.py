@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qvit.fit_config import FitConfig
-from qvit.runs import Run
+from qvit.system.runs import Run
+from qvit.training.fit_config import FitConfig
 from toy_training import QUICK, toy_run
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvit.optimizer import make_optimizer, parameter_groups
-from qvit.runs import load_tensors, save_tensors
-from qvit.training_state import TrainingState
+from qvit.system.runs import load_tensors, save_tensors
+from qvit.training.optimizer import make_optimizer, parameter_groups
+from qvit.training.state import TrainingState
 
 
 def small() -> nn.Module:

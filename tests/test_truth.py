@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import qvit_runtime.interpreter as interpreter
-from qvit.freeze import freeze
-from qvit.integer_layers import activation_grid, integer_weight
-from qvit.layers import QuantConv2d, QuantLinear
-from qvit.quantizer import named_quantizers
+from qvit.freezing.freeze import freeze
+from qvit.freezing.integer_layers import activation_grid, integer_weight
+from qvit.network.layers import QuantConv2d, QuantLinear
+from qvit.quantizers.quantizer import named_quantizers
 from qvit_runtime import integer
 from qvit_runtime import program as p
 from toy_models import FAMILIES, images, learned, mix_bits

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import qvit_runtime.interpreter as interpreter
-from qvit.convert import quantize as quantize_uniform
 from qvit.methods.tsptq import TSPTQ, calibrate, freeze, placement, quantize
-from qvit.quantizer import UncalibratedError, named_quantizers
-from qvit.region_quantizer import GELU_DEPTH, RegionQuantizer
-from qvit.support import UnsupportedModelError
+from qvit.network.convert import quantize as quantize_uniform
+from qvit.network.support import UnsupportedModelError
+from qvit.quantizers.quantizer import UncalibratedError, named_quantizers
+from qvit.quantizers.region_quantizer import GELU_DEPTH, RegionQuantizer
 from qvit_runtime.artifact import load, save
 from qvit_runtime.check import check
 from qvit_runtime.integer_ops import QuantizeRegions

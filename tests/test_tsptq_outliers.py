@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qvit.calibrate import float_forward
+from qvit.calibration.calibrate import float_forward
 from qvit.methods.tsptq import TSPTQ, quantize
-from qvit.methods.tsptq_outliers import Fold, apply_fold, find_fold, folded_sample, norm_readers
-from qvit.methods.tsptq_samples import collect
+from qvit.methods.tsptq.outliers import Fold, apply_fold, find_fold, folded_sample, norm_readers
+from qvit.methods.tsptq.samples import collect
 from toy_models import FAMILIES, images, swin, vit
 
 

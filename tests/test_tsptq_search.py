@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qvit.fake_quantize import fake_quantize
 from qvit.methods.tsptq import TSPTQ, quantize
-from qvit.methods.tsptq_samples import collect, hessian_direction
-from qvit.methods.tsptq_search import Operand, Product, Setting, search
-from qvit.quantizer import Quantizer, named_quantizers
-from qvit.region_quantizer import GELU_DEPTH, RegionQuantizer
+from qvit.methods.tsptq.samples import collect, hessian_direction
+from qvit.methods.tsptq.search import Operand, Product, Setting, search
+from qvit.quantizers.fake_quantize import fake_quantize
+from qvit.quantizers.quantizer import Quantizer, named_quantizers
+from qvit.quantizers.region_quantizer import GELU_DEPTH, RegionQuantizer
 from qvit.spec import FixedBits, SingleScale
 from toy_models import images, swin, vit
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from qvit.allocate import Lagrangian, Published
-from qvit.budget import Budget
+from qvit.bits.allocate import Lagrangian, Published
+from qvit.bits.budget import Budget
 from qvit.data import DataConfig
-from qvit.feature_distill import FeatureDistillation
-from qvit.fit_config import FitConfig
-from qvit.recipe import ModelConfig, Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
+from qvit.settings.recipe import ModelConfig, Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
+from qvit.settings.values import from_values, to_values
 from qvit.spec import FixedBits, LearnedBits, PerChannel, PerTensor, SharedScale, Spec
-from qvit.values import from_values, to_values
+from qvit.training.feature_distill import FeatureDistillation
+from qvit.training.fit_config import FitConfig
 
 FULL = Recipe(
     method="qvit",

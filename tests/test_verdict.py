@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qvit.analyze.table import table
-from qvit.analyze.verdict import claim, keep, verdict
+from qvit.analysis.table import table
+from qvit.analysis.verdict import claim, keep, verdict
 
 Row = dict[str, Any]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qvit.analyze.config import AnalysisConfig
-from qvit.analyze.data import AnalysisData
-from qvit.analyze.instrument import Instrument
+from qvit.analysis.config import AnalysisConfig
+from qvit.analysis.data import AnalysisData
+from qvit.analysis.instrument import Instrument
 from toy_models import images
 from toy_training import toy_data
 

@@ -19,9 +19,9 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from qvit.calibrate import calibrate
-from qvit.convert import quantize
-from qvit.quantizer import named_quantizers
+from qvit.calibration.calibrate import calibrate
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import named_quantizers
 from qvit.spec import FixedBits, PerHead, Spec
 
 

@@ -15,7 +15,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from qvit.fit_config import FitConfig
+from qvit.training.fit_config import FitConfig
 from toy_kills import SERVER
 
 STEPS = 6
@@ -51,9 +51,9 @@ def _train(index: int, size: int, port: int, run: Path, what: str, rank: int, st
     }
     import torch
 
-    from qvit.interruption import InterruptionError
-    from qvit.runs import save_tensors
-    from qvit.seeds import seed_of
+    from qvit.data.seeds import seed_of
+    from qvit.system.interruption import InterruptionError
+    from qvit.system.runs import save_tensors
     from toy_training import toy_model, toy_run
 
     torch.set_num_threads(1)

@@ -16,9 +16,9 @@ import numpy as np
 from torch import from_numpy
 
 import qvit_runtime
-from qvit.activation_histogram import ACTIVATIONS, activation_histograms
-from qvit.recipe import Recipe, recipe_to_values
-from qvit.runs import save_tensors
+from qvit.evaluation.activation_histogram import ACTIVATIONS, activation_histograms
+from qvit.settings.recipe import Recipe, recipe_to_values
+from qvit.system.runs import save_tensors
 from toy_programs import vit_program
 
 DEPTH, HEADS = 2, 2

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from qvit.allocate import Lagrangian
-from qvit.budget import Budget
-from qvit.calibrate import calibrate
-from qvit.convert import quantize
-from qvit.cost import cost
+from qvit.bits.allocate import Lagrangian
+from qvit.bits.budget import Budget
+from qvit.bits.cost import cost
+from qvit.calibration.calibrate import calibrate
 from qvit.data import DataConfig, EpochOrder, SeededDataset
 from qvit.data.augment import train_transform
 from qvit.data.sources import ArraySource
-from qvit.fit import FitResult, fit
-from qvit.fit_config import FitConfig
+from qvit.network.convert import quantize
 from qvit.spec import Spec
+from qvit.training.fit import fit
+from qvit.training.fit_config import FitConfig
+from qvit.training.trainer import FitResult
 from toy_models import uniform, vit
 
 BATCH, IMAGES, CLASSES = 16, 96, 5

@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from qvit.allocate import Lagrangian
-from qvit.budget import Budget
+from qvit.bits.allocate import Lagrangian
+from qvit.bits.budget import Budget
 from qvit.data import EpochOrder, SeededDataset
 from qvit.data.augment import eval_transform
-from qvit.fit_config import FitConfig
-from qvit.guide import Guide
+from qvit.evaluation.shared_evaluation import evaluate_together, share_of
 from qvit.methods import QViTIRM, qvit_irm
-from qvit.processes import process_state
-from qvit.runs import save_tensors
-from qvit.shared_evaluation import evaluate_together, share_of
 from qvit.spec import Spec
+from qvit.system.processes import process_state
+from qvit.system.runs import save_tensors
+from qvit.training.fit_config import FitConfig
+from qvit.training.guide import Guide
 from toy_models import uniform, vit
 from toy_training import CLASSES, three_bits, toy_data, toy_model, toy_run
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qvit.quantizer import named_quantizers
+from qvit.quantizers.quantizer import named_quantizers
 from qvit_runtime import integer, integer_ops
 from qvit_runtime import program as p
 from qvit_runtime.interpreter import EXECUTE

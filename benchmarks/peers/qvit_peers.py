@@ -37,7 +37,7 @@ def programs(task: Task) -> None:
 
     import qvit
     import qvit_runtime
-    from qvit.cost import cost
+    from qvit.bits.cost import cost
 
     torch.set_num_threads(task.threads)
     model = qvit.quantize(build(task), qvit.Spec()).eval()
@@ -74,7 +74,7 @@ def _set_all(model: nn.Module, bits: int) -> None:
     """Every learned width to `bits`."""
     import torch
 
-    from qvit.quantizer import named_quantizers
+    from qvit.quantizers.quantizer import named_quantizers
 
     for quantizer in named_quantizers(model).values():
         if quantizer.is_learned:
@@ -85,9 +85,9 @@ def _mix(model: nn.Module, images: Tensor, budget: Budget) -> None:
     """Bits per tensor and head under the budget: where `fit` would start, then the lock."""
     import torch
 
-    from qvit.allocate import Lagrangian, update
-    from qvit.lock import lock
-    from qvit.sensitivity import Sensitivity
+    from qvit.bits.allocate import Lagrangian, update
+    from qvit.bits.lock import lock
+    from qvit.bits.sensitivity import Sensitivity
 
     _set_all(model, 4)
     sensitivity = Sensitivity(model)

@@ -13,8 +13,8 @@ from pathlib import Path
 import timm
 import torch
 
-from qvit.convert import quantize
-from qvit.cost import cost
+from qvit.bits.cost import cost
+from qvit.network.convert import quantize
 from qvit.spec import FixedBits, Spec
 
 FOLDER = Path(__file__).parent

@@ -1,5 +1,5 @@
 // The part of qvit_runtime._native that training calls, several hundred times in a step. Tensors come as addresses: the
-// exchange protocols of arrays cost several times what the call itself does. qvit/fake_quantize_native.py is the only caller
+// exchange protocols of arrays cost several times what the call itself does. qvit/quantizers/fake_quantize_native.py is the only caller
 // and answers for shapes, types and contiguity.
 #include "bindings_training.h"
 

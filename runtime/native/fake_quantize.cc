@@ -96,7 +96,7 @@ std::vector<Sums> sum_of_tasks(const Tasks& tasks, const std::vector<Sums>& part
   return totals;
 }
 
-// The closed forms of qvit/fake_quantize.py.
+// The closed forms of qvit/quantizers/fake_quantize.py.
 void add_gradient(const Bank& bank, const GroupGrid& grid, const Sums& sums, int64_t group, int64_t groups,
                   double elements, const BankGradient& to) {
   const int64_t entry = bank.entry_of(group, groups);

@@ -1,5 +1,5 @@
 // Fake quantization for training on a CPU: one pass over memory forward, one backward. The formulas are those of
-// qvit/fake_quantize.py: u = (x - o) / s, codes = round(clamp(u, low, high)), x_hat = codes s + o, in float32, rounded once
+// qvit/quantizers/fake_quantize.py: u = (x - o) / s, codes = round(clamp(u, low, high)), x_hat = codes s + o, in float32, rounded once
 // more where the output is bfloat16.
 //
 // Groups. x is (before, groups, rest), contiguous; the groups divide the middle axis. The grid of a group comes from the

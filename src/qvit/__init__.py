@@ -7,61 +7,53 @@
     qvit_runtime.save(qvit.freeze(qmodel), "deit_tiny.qvit")
     qvit.export_onnx(qvit.freeze(qmodel), "deit_tiny.onnx")
 
-The other methods have the same verbs on their own options, in a file each:
+The other methods have the same verbs on their own options, in a module each:
 
     qmodel = qvit.methods.fqvit.quantize(model, qvit.FQViT(attention_bits=4))
-
-Some verbs share their name with the file that holds them (`fit` is in `fit.py`). Inside the package the name is the module,
-from outside it is the verb: the imports below bind it last.
 """
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from . import methods as methods
-from .allocate import Lagrangian as Lagrangian
-from .allocate import Published as Published
-from .analyze import analyze as analyze
-from .analyze.config import AnalysisConfig as AnalysisConfig
-from .analyze.data import open_analysis_data as open_analysis_data
-from .budget import Budget as Budget
-from .budget import BudgetError as BudgetError
-from .calibrate import calibrate as calibrate
-from .compare import compare as compare
-from .convert import quantize as quantize
-from .cost import cost as cost
+from .analysis import analyze as analyze
+from .analysis.config import AnalysisConfig as AnalysisConfig
+from .analysis.data import open_analysis_data as open_analysis_data
+from .bits.allocate import Lagrangian as Lagrangian
+from .bits.allocate import Published as Published
+from .bits.budget import Budget as Budget
+from .bits.budget import BudgetError as BudgetError
+from .bits.cost import cost as cost
+from .bits.init_bits import apply_init_bits as apply_init_bits
+from .calibration.calibrate import calibrate as calibrate
+from .calibration.range_observers import LeastSquares as LeastSquares
+from .calibration.range_observers import MeanSquaredError as MeanSquaredError
+from .calibration.range_observers import MinMax as MinMax
+from .calibration.range_observers import MovingAverage as MovingAverage
+from .calibration.range_observers import Percentile as Percentile
 from .data import DataConfig as DataConfig
 from .data import DataError as DataError
 from .data import open_data as open_data
 from .data import preprocess_of as preprocess_of
 from .data import resolve_data as resolve_data
-from .emitter import FreezeError as FreezeError
-from .evaluate import evaluate as evaluate
-from .feature_distill import FeatureDistillation as FeatureDistillation
-from .finished import load as load
-from .fit import fit as fit
-from .fit_config import FitConfig as FitConfig
-from .freeze import freeze as freeze
-from .init_bits import apply_init_bits as apply_init_bits
-from .interruption import InterruptionError as InterruptionError
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.paired import Paired as Paired
+from .evaluation.paired import paired as paired
+from .freezing.emitter import FreezeError as FreezeError
+from .freezing.freeze import freeze as freeze
 from .methods import TSPTQ as TSPTQ
 from .methods import FQViT as FQViT
 from .methods import IViT as IViT
 from .methods import PostTraining as PostTraining
 from .methods import QViTIRM as QViTIRM
-from .nonfinite import NonFiniteLossError as NonFiniteLossError
-from .paired import Paired as Paired
-from .paired import paired as paired
-from .pipeline import run_recipe as run_recipe
-from .quantizer import UncalibratedError as UncalibratedError
-from .range_observers import LeastSquares as LeastSquares
-from .range_observers import MeanSquaredError as MeanSquaredError
-from .range_observers import MinMax as MinMax
-from .range_observers import MovingAverage as MovingAverage
-from .range_observers import Percentile as Percentile
-from .recipe import RecipeError as RecipeError
-from .recipe import load_recipe as load_recipe
-from .runs import CheckpointError as CheckpointError
+from .network.convert import quantize as quantize
+from .network.support import UnsupportedModelError as UnsupportedModelError
+from .pipeline.compare import compare as compare
+from .pipeline.finished import load as load
+from .pipeline.run import run_recipe as run_recipe
+from .quantizers.quantizer import UncalibratedError as UncalibratedError
+from .settings.recipe import RecipeError as RecipeError
+from .settings.recipe import load_recipe as load_recipe
 from .spec import ClippedGradient as ClippedGradient
 from .spec import FixedBits as FixedBits
 from .spec import LearnedBits as LearnedBits
@@ -75,8 +67,13 @@ from .spec import SharedScale as SharedScale
 from .spec import SingleScale as SingleScale
 from .spec import Spec as Spec
 from .spec import SwitchableScale as SwitchableScale
-from .storage import StorageError as StorageError
-from .support import UnsupportedModelError as UnsupportedModelError
+from .system.interruption import InterruptionError as InterruptionError
+from .system.runs import CheckpointError as CheckpointError
+from .system.storage import StorageError as StorageError
+from .training.feature_distill import FeatureDistillation as FeatureDistillation
+from .training.fit import fit as fit
+from .training.fit_config import FitConfig as FitConfig
+from .training.nonfinite import NonFiniteLossError as NonFiniteLossError
 
 __version__ = version("qvit")
 

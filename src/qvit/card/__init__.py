@@ -19,7 +19,7 @@ from pathlib import Path
 from qvit_runtime.artifact import to_bytes
 from qvit_runtime.program import Program
 
-from ..storage import write_atomic
+from ..system.storage import write_atomic
 from .config import config_of, is_ours
 from .facts import CardError, read_facts
 from .text import readme

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qvit_runtime.inspection import describe
 from qvit_runtime.program import Program
 
-from ..analyze.components import ROLES
+from ..analysis.components import ROLES
 
 NUMBERED = re.compile(r"(.*\.\d+)\.(.*)")  # layers.1.blocks.0.attn.q -> layers.1.blocks.0 and attn.q
 SHARED = ("classifier", "patch merging")  # roles of a weight and of its input

@@ -20,10 +20,10 @@ from typing import Any
 import qvit_runtime
 from qvit_runtime.program import Program
 
-from ..finished import read_recipe, read_result
-from ..outcome import PREDICTIONS, load_predictions
-from ..paired import Paired, paired
-from ..recipe import FLOAT, Recipe, recipe_to_values
+from ..evaluation.outcome import PREDICTIONS, load_predictions
+from ..evaluation.paired import Paired, paired
+from ..pipeline.finished import read_recipe, read_result
+from ..settings.recipe import FLOAT, Recipe, recipe_to_values
 
 HUB = "hf-hub:"
 HIDDEN = "..."

@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from qvit_runtime.inspection import describe
 
-from ..recipe import LOCAL
+from ..settings.recipe import LOCAL
 from .bits import head_table, role_table, widths
 from .facts import Facts, public
 

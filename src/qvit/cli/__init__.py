@@ -21,11 +21,11 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from ..interruption import InterruptionError
-from ..processes import is_main
-from ..quantizer import UncalibratedError
-from ..storage import StorageError
-from ..support import UnsupportedModelError
+from ..network.support import UnsupportedModelError
+from ..quantizers.quantizer import UncalibratedError
+from ..system.interruption import InterruptionError
+from ..system.processes import is_main
+from ..system.storage import StorageError
 from .analyze import add_analyze
 from .card import add_card
 from .compare import add_compare

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from ..analyze import INIT_BITS, RESULT, analyze
-from ..analyze.config import AnalysisConfig
-from ..analyze.data import open_analysis_data
-from ..analyze.table import table
+from ..analysis import INIT_BITS, RESULT, analyze
+from ..analysis.config import AnalysisConfig
+from ..analysis.data import open_analysis_data
+from ..analysis.table import table
 from ..data import resolve_data
-from ..float_model import create_float_model
+from ..pipeline.float_model import create_float_model
 from .data import add_source_options, float_source
 from .output import say
 

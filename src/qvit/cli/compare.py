@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..compare import compare
-from ..pipeline import run_recipe
-from ..processes import is_main
-from ..runs import Run
+from ..pipeline.compare import compare
+from ..pipeline.run import run_recipe
+from ..system.processes import is_main
+from ..system.runs import Run
 from .output import COST_COLUMNS, Column, say, table
 from .run import add_recipe_options, recipe_of
 

@@ -1,7 +1,7 @@
 """qvit cost: what a model costs at given bits, a recipe's model and its budget, or a run at its own bits.
 
 qvit cost MODEL --weight-bits 4 --activation-bits 4
-qvit cost RECIPE --weight-bits 2 --activation-bits 3
+qvit cost RECIPE --weight-bits 2 --activation-bits 3 --set model.name=deit_small_patch16_224
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from torch import nn
 
 import qvit_runtime
 
-from ..budget import Budget, reachable, resolve_budget
-from ..cost import cost, uniform_bits
-from ..finished import load, read_recipe
-from ..float_model import create_float_model
+from ..bits.budget import Budget, reachable, resolve_budget
+from ..bits.cost import cost, uniform_bits
+from ..evaluation.outcome import cost_of_program
 from ..methods import METHODS, Method, learns_bits
-from ..outcome import cost_of_program
-from ..placement import format_placement
-from ..quantizer import named_quantizers
-from ..recipe import FLOAT, ModelConfig, Recipe, load_recipe
+from ..network.placement import format_placement
+from ..pipeline.finished import load, read_recipe
+from ..pipeline.float_model import create_float_model
+from ..quantizers.quantizer import named_quantizers
+from ..settings.recipe import FLOAT, ModelConfig, Recipe, load_recipe
 from ..spec import check_bits
 from .output import say
+from .run import add_set
 
 
 def add_cost(verbs: Any) -> argparse.ArgumentParser:
@@ -38,6 +39,7 @@ def add_cost(verbs: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-classes", type=int, default=0, metavar="N", help="size of the classifier of a timm model or a recipe's"
     )
+    add_set(parser)
     parser.add_argument("--placement", action="store_true", help="also print where every bit and float op sits")
     parser.set_defaults(verb=cost_verb)
     return parser
@@ -47,10 +49,14 @@ def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     """qvit cost"""
     path = Path(arguments.model)
     limits: dict[str, Any] = {"budget": None, "reach": None}
+    if arguments.set and path.suffix != ".toml":
+        raise ValueError(
+            f"--set changes a recipe, and {arguments.model} is none; leave it out or give a recipe (.toml)"
+        )
     if path.is_dir():
         method, model = _of_run(path)
     elif path.suffix == ".toml":
-        recipe = load_recipe(path)
+        recipe = load_recipe(path, arguments.set)
         method, model = _of_recipe(recipe, arguments)
         limits = _limits(recipe, model)
     else:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..data import DataConfig
 from ..data.sources import holds_images
-from ..finished import read_recipe
-from ..recipe import FLOAT, LOCAL, ModelConfig, Recipe, load_recipe
+from ..pipeline.finished import read_recipe
+from ..settings.recipe import FLOAT, LOCAL, ModelConfig, Recipe, load_recipe
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

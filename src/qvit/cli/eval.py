@@ -14,9 +14,9 @@ from torch import nn
 import qvit_runtime
 
 from ..data import DataConfig, open_eval, resolve_data
-from ..evaluate import evaluate
-from ..finished import load_exact, read_recipe
-from ..float_model import create_float_model
+from ..evaluation.evaluate import evaluate
+from ..pipeline.finished import load_exact, read_recipe
+from ..pipeline.float_model import create_float_model
 from .data import add_source_options, check_weights_are_wanted, data_from, recipe_with_weights, timm_model
 from .output import say
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..memory import Memory
-from ..plan import Plan, RowPlan, plan
+from ..planning.memory import Memory
+from ..planning.plan import Plan, RowPlan, plan
 from .output import say
 from .run import add_recipe_options, recipe_of
 

@@ -15,11 +15,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..fit_config import FitConfig
+from ..calibration.range_observers import LeastSquares, MeanSquaredError, MinMax, MovingAverage, Observer, Percentile
 from ..methods import METHODS
-from ..pipeline import run_recipe
-from ..range_observers import LeastSquares, MeanSquaredError, MinMax, MovingAverage, Observer, Percentile
-from ..recipe import Recipe
+from ..pipeline.run import run_recipe
+from ..settings.recipe import Recipe
+from ..training.fit_config import FitConfig
 from .data import add_source_options, float_source
 from .output import say
 from .run import what_was_written

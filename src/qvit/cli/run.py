@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..dry_run import dry_run, not_looked_at
-from ..finished import read_result
-from ..live_page import PAGE
-from ..pipeline import run_recipe
-from ..processes import is_main
-from ..recipe import Recipe, load_recipe
+from ..pipeline.finished import read_result
+from ..pipeline.run import run_recipe
+from ..planning.dry_run import dry_run, not_looked_at
+from ..report.live_page import PAGE
+from ..settings.recipe import Recipe, load_recipe
+from ..system.processes import is_main
 from .output import COST_COLUMNS, Column, say, table
 
 COLUMNS = (
@@ -44,19 +44,24 @@ def add_run(verbs: Any) -> argparse.ArgumentParser:
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """What changes a recipe from the command line."""
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a field, e.g. fit.epochs=3; may be repeated",
-    )
+    add_set(parser)
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
         help="your own float weights: .safetensors, a .pth (timm's train.py's too), or the directory of a float run",
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="size of the classifier of those weights")
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """--set, alone."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a field of the recipe, e.g. fit.epochs=3; may be repeated",
+    )
 
 
 def recipe_of(path: Path, arguments: argparse.Namespace) -> Recipe:

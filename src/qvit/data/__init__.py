@@ -17,15 +17,17 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from qvit.data.augment import Transform, eval_transform, mixup_batch, train_transform
-from qvit.data.classes import check_classes, class_error, fits
-from qvit.data.config import DataConfig, DataError
-from qvit.data.digits import open_digits
-from qvit.data.order import Batch, EpochOrder, SampleKey, SeededDataset
-from qvit.data.resolve import model_preprocess, preprocess_of, resolve_data
-from qvit.data.shards import PREFIXES
-from qvit.data.skips import Skips, StandIns
-from qvit.data.sources import (
+from ..system.interruption import shield_worker
+from .augment import Transform, eval_transform, mixup_batch, train_transform
+from .classes import check_classes, class_error, fits
+from .config import DataConfig, DataError
+from .digits import open_digits
+from .order import Batch, EpochOrder, SampleKey, SeededDataset
+from .resolve import model_preprocess, preprocess_of, resolve_data
+from .seeds import seed_of
+from .shards import PREFIXES
+from .skips import Skips, StandIns
+from .sources import (
     Renumbered,
     Source,
     UnlabelledFolder,
@@ -36,10 +38,8 @@ from qvit.data.sources import (
     open_timm,
     split_folder,
 )
-from qvit.data.stream_loader import StreamLoader, open_eval_stream, open_training_streams
-from qvit.data.streams import SeededStream
-from qvit.interruption import shield_worker
-from qvit.seeds import seed_of
+from .stream_loader import StreamLoader, open_eval_stream, open_training_streams
+from .streams import SeededStream
 
 __all__ = [
     "Batch",

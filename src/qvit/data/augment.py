@@ -23,8 +23,8 @@ from timm.data import Mixup, create_transform
 from torch.nn.functional import one_hot
 from torchvision.transforms import ColorJitter
 
-from qvit.data.config import DataConfig, DataError
-from qvit.seeds import kept_random_states, seed_of
+from .config import DataConfig, DataError
+from .seeds import kept_random_states, seed_of
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ with one class (folder) name per line, the first line that of output 0; it may h
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qvit.data.config import DataConfig, DataError
+from .config import DataConfig, DataError
 
 NAMED = 3  # classes that an error names
 

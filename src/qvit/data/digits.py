@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qvit.data.config import DataError
-from qvit.data.sources import ArraySource, require
+from .config import DataError
+from .sources import ArraySource, require
 
 EVAL_EVERY = 5
 NAMES = tuple(str(digit) for digit in range(10))

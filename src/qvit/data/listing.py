@@ -17,9 +17,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from qvit.data.config import DataConfig
-from qvit.data.shards import Shards
-from qvit.data.sources import find_split_folder
+from .config import DataConfig
+from .shards import Shards
+from .sources import find_split_folder
 
 
 def listing(config: DataConfig, shards: Shards | None = None) -> str:

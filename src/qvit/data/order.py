@@ -23,10 +23,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from qvit.data.augment import Transform
-from qvit.data.config import DataError
-from qvit.data.sources import Source
-from qvit.seeds import kept_random_states, seed_of, set_random_states
+from .augment import Transform
+from .config import DataError
+from .seeds import kept_random_states, seed_of, set_random_states
+from .sources import Source
 
 Item = TypeVar("Item")
 Batch = tuple[torch.Tensor, torch.Tensor]

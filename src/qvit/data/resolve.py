@@ -13,8 +13,9 @@ from dataclasses import replace
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from qvit.data.config import DataConfig, DataError
 from qvit_runtime.program import Preprocess
+
+from .config import DataConfig, DataError
 
 
 def model_preprocess(model: nn.Module) -> Preprocess:

@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 
-from qvit.data.classes import check_classes, outputs_of, read_class_map
-from qvit.data.config import DataConfig, DataError
-from qvit.data.sources import cannot_open, require, unreadable
+from .classes import check_classes, outputs_of, read_class_map
+from .config import DataConfig, DataError
+from .sources import cannot_open, require, unreadable
 
 PREFIXES = ("wds/", "hfids/")
 IMAGES = ("jpg", "jpeg", "png", "webp")

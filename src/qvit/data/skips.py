@@ -31,8 +31,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from qvit.data.config import DataError
-from qvit.data.sources import Source, UnreadableError
+from .config import DataError
+from .sources import Source, UnreadableError
 
 Item = TypeVar("Item")
 NAMED = 5  # names in the error at the limit

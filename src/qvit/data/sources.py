@@ -16,8 +16,8 @@ from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers import get_img_extensions
 
-from qvit.data.classes import in_order, outputs_of, read_class_map
-from qvit.data.config import DataConfig, DataError
+from .classes import in_order, outputs_of, read_class_map
+from .config import DataConfig, DataError
 
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("validation", "val", "valid", "eval", "evaluation")

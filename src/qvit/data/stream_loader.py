@@ -15,15 +15,15 @@ from itertools import count, islice
 import torch
 from torch.utils.data import DataLoader
 
-from qvit.data.augment import eval_transform, train_transform
-from qvit.data.config import DataConfig, DataError
-from qvit.data.order import Batch
-from qvit.data.shards import Shards, open_shards
-from qvit.data.skips import Skips
-from qvit.data.streams import SeededStream, Share
-from qvit.interruption import shield_worker
-from qvit.processes import process_state
-from qvit.seeds import seed_of
+from ..system.interruption import shield_worker
+from ..system.processes import process_state
+from .augment import eval_transform, train_transform
+from .config import DataConfig, DataError
+from .order import Batch
+from .seeds import seed_of
+from .shards import Shards, open_shards
+from .skips import Skips
+from .streams import SeededStream, Share
 
 
 class StreamLoader:

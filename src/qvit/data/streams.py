@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from qvit.data.augment import Transform
-from qvit.data.config import DataError
-from qvit.data.order import check_label, dealt
-from qvit.data.shards import Encoded, Shards
-from qvit.data.skips import Skipped, Skips, first_readable
-from qvit.seeds import kept_random_states, seed_of, set_random_states
+from .augment import Transform
+from .config import DataError
+from .order import check_label, dealt
+from .seeds import kept_random_states, seed_of, set_random_states
+from .shards import Encoded, Shards
+from .skips import Skipped, Skips, first_readable
 
 BUFFER = 4096  # encoded samples that a worker shuffles among: 450 MB at ImageNet's 110 kB
 

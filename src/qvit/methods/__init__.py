@@ -23,13 +23,13 @@ from torch import nn
 
 from qvit_runtime.program import Program
 
-from ..calibrate import Images, calibrate
-from ..convert import quantize
-from ..exact import in_float64
-from ..freeze import freeze
-from ..guide import Guide
-from ..placement import Placement, placement
+from ..calibration.calibrate import Images, calibrate
+from ..freezing.freeze import freeze
+from ..network.convert import quantize
+from ..network.placement import Placement, placement
+from ..quantizers.exact import in_float64
 from ..spec import FixedBits, LearnedBits, PerHead, SharedScale, SingleScale, Spec
+from ..training.guide import Guide
 from . import fqvit, ivit, ptq, qvit_irm, tsptq
 from .fqvit import FQViT
 from .ivit import IViT

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..calibrate import Images
-from ..calibrate import calibrate as calibrate_quantizers
-from ..convert import quantize as quantize_spec
-from ..range_observers import MinMax, Observer
+from ..calibration.calibrate import Images
+from ..calibration.calibrate import calibrate as calibrate_quantizers
+from ..calibration.range_observers import MinMax, Observer
+from ..network.convert import quantize as quantize_spec
 from ..spec import FixedBits, PerChannel, PerTensor, Spec
 
 

@@ -10,7 +10,7 @@ import onnx
 from qvit_runtime import program as p
 from qvit_runtime.check import check
 
-from ..runs import write_atomic
+from ..system.runs import write_atomic
 from .translate import translate
 from .verify import Verification, verify
 

@@ -24,7 +24,7 @@ from qvit_runtime.inspection import describe
 from qvit_runtime.integer_ops import LogIntSoftmax
 from qvit_runtime.program import Grid, Weight
 
-from ..grid_histogram import bar_shares
+from ..evaluation.grid_histogram import bar_shares
 from .histogram import Bins, Histogram
 
 BINS = 32  # of the float weights of a group

@@ -14,7 +14,7 @@ from typing import Any
 
 import altair as alt
 
-from ..grid_histogram import codes_per_bar
+from ..evaluation.grid_histogram import codes_per_bar
 from .histogram import Histogram
 from .picture import Picture, Table, Value, digits, tips
 from .run import Run

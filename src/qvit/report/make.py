@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..storage import write_atomic
+from ..system.storage import write_atomic
 from .chart_bits import bit_maps, mean_bits
 from .chart_engine import engine_time
 from .chart_grids import grids

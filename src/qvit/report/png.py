@@ -7,7 +7,7 @@ from pathlib import Path
 
 import vl_convert
 
-from ..storage import write_atomic
+from ..system.storage import write_atomic
 from .picture import Picture
 from .theme import LIGHT
 

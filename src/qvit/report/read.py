@@ -21,10 +21,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..activation_histogram import ACTIVATIONS
-from ..recipe import recipe_from_values
-from ..runs import load_tensors
+from ..evaluation.activation_histogram import ACTIVATIONS
+from ..settings.recipe import recipe_from_values
 from ..spec import Spec
+from ..system.runs import load_tensors
 from .activations import Activations, activations_of
 from .artifact import read_artifact
 from .banks import read_banks

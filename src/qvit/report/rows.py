@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..activation_histogram import ACTIVATIONS
+from ..evaluation.activation_histogram import ACTIVATIONS
 from .read import BENCH
 from .run import Run
 

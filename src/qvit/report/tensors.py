@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..analyze.components import BLOCK, ROLES, Site, component_of, head_of
+from ..analysis.components import BLOCK, ROLES, Site, component_of, head_of
 
 HEAD_ROLES = ("q weight", "k weight", "v weight", "q", "k", "v", "attention map", "attention output", "proj weight")
 """Roles that heads own, in the order of the pictures."""

@@ -1,0 +1,54 @@
+"""What a finished run directory gives back: its module, its recipe, its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..methods import METHODS
+from ..quantizers.exact import in_float64
+from ..settings.recipe import FLOAT, LOCAL, Recipe, recipe_from_values
+from ..system.runs import load_tensors
+from .float_model import create_float_model
+
+
+def load(run: Path | str) -> nn.Module:
+    """The trained module of a run directory, quantized or (a float row) float, in eval mode.
+
+    Raises CheckpointError when the run has no model.safetensors (it is not finished) or it is damaged.
+    """
+    tensors, state = load_tensors(Path(run) / "model.safetensors")
+    recipe = recipe_from_values(state["recipe"])
+    bare = dataclasses.replace(recipe.model, checkpoint="", pretrained=False)
+    model = create_float_model(bare)
+    if recipe.method != FLOAT:
+        model = METHODS[recipe.method].quantize(model, recipe.quantize)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def load_exact(run: Path | str) -> nn.Module:
+    """`load`, in the arithmetic that result.json was judged in."""
+    method = read_recipe(run).method
+    return (in_float64 if method == FLOAT else METHODS[method].exact)(load(run))
+
+
+def read_recipe(run: Path | str) -> Recipe:
+    """The resolved recipe of a run. Raises FileNotFoundError for a folder that is no run directory."""
+    path = Path(run) / "recipe.json"
+    if not path.exists():
+        hint = f"; for the timm model in it write {LOCAL}{run}" if (Path(run) / "config.json").exists() else ""
+        raise FileNotFoundError(f"{run} has no recipe.json, so it is no run directory{hint}")
+    return recipe_from_values(json.loads(path.read_text()))
+
+
+def read_result(run: Path | str) -> dict[str, Any]:
+    """result.json of a run. Raises FileNotFoundError that says which run is not finished."""
+    path = Path(run) / "result.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{run} has no result.json: the run is not finished, or this is no run directory")
+    return json.loads(path.read_text())
