@@ -46,6 +46,24 @@ allocation = { kind = "Lagrangian", every = 2, warm_up = 2 }
 
 UNIFORM3 = 0.0025641279999999997  # GBitOPs of this model at 3/3
 
+FIELDS = {
+    *(
+        "schema",
+        "model",
+        "method",
+        "seed",
+        "top1",
+        "top1_float",
+        "images",
+        "gbitops",
+        "budget_gbitops",
+        "bits",
+        "epochs",
+    ),
+    *("average_weight_bits", "average_activation_bits", "images_per_second", "artifact", "versions"),
+}
+"""What every result.json has."""
+
 
 def make_run(folder: Path) -> tuple[Path, Path]:
     """(recipe, run directory) of a finished run."""

@@ -3,7 +3,7 @@
 The front matter is huggingface_hub's own `ModelCardData`, so that its fields and the form of `model-index` are right. There is
 one result in it, top-1 of what is shipped: the program.
 
-The code in the card is meant to be pasted; tests/test_card.py pastes it.
+The code in the card is meant to be pasted; tests/card/test_card.py pastes it.
 """
 
 from __future__ import annotations

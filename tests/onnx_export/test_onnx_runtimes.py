@@ -21,6 +21,7 @@ from PIL import Image
 
 import qvit
 import qvit_runtime
+from paths import ROOT
 from qvit.methods import METHODS
 from qvit.onnx_export import Agreement, OnnxExportError, agreement, onnxruntime_session, openvino_session
 from qvit.onnx_export.graph import IR_VERSION
@@ -38,8 +39,8 @@ RUNTIMES: dict[str, Callable[[bytes], Session]] = {
     "onnxruntime, not optimized": partial(onnxruntime_session, optimized=False),
     "openvino": openvino_session,
 }
-PAGE = Path(__file__).parents[1] / "docs/onnx.md"
-TRAINED = Path(__file__).parents[1] / "experiments/results/cifar10_headwise_3bit/model.qvit"
+PAGE = ROOT / "docs/onnx.md"
+TRAINED = ROOT / "experiments/results/cifar10_headwise_3bit/model.qvit"
 
 
 def follows(program: p.Program, x: np.ndarray, runtime: str) -> Agreement:

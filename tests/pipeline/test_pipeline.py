@@ -27,24 +27,7 @@ from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_v
 from qvit.spec import FixedBits, LearnedBits, Spec
 from qvit.system.runs import CheckpointError, Run, load_tensors
 from toy_models import vit
-from toy_pipeline import UNIFORM3
-
-FIELDS = {
-    *(
-        "schema",
-        "model",
-        "method",
-        "seed",
-        "top1",
-        "top1_float",
-        "images",
-        "gbitops",
-        "budget_gbitops",
-        "bits",
-        "epochs",
-    ),
-    *("average_weight_bits", "average_activation_bits", "images_per_second", "artifact", "versions"),
-}
+from toy_pipeline import FIELDS, UNIFORM3
 
 
 def test_files(done: tuple[Path, Path]) -> None:

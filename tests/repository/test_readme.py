@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+from paths import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = (
     ('"deit_tiny_patch16_224", pretrained=True', '"vit_tiny_patch16_224", **ARGUMENTS'),
     ('DataConfig(root="imagenet")', 'DataConfig(root="digits", batch_size=32, eval_batch_size=32, workers=0)'),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from paths import ROOT
 from qvit.settings.recipe import load_recipe
 
-FOLDER = Path(__file__).parent.parent / "recipes" / "imagenet"
+FOLDER = ROOT / "recipes" / "imagenet"
 
 
 @pytest.fixture(scope="module")

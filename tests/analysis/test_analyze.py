@@ -19,9 +19,9 @@ from qvit.analysis.finetune import Finetuning
 from qvit.analysis.gates import open_gates
 from qvit.data import Skips, Splits
 from qvit.evaluation.paired import paired
-from test_planted_head import HEADS, planted
 from toy_analysis import BATCH, QUICK, analysis_data, instrument
 from toy_models import images, swin, vit
+from toy_planted import HEADS, planted
 from toy_training import toy_data
 
 

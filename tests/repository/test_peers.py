@@ -4,11 +4,11 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paths import ROOT
 from peers.contenders import CONTENDERS
 from peers.network import random_images
 from peers.process import ContenderError, reason
@@ -17,7 +17,7 @@ from peers.table import HEAD, markdown, rows, timing
 from peers.task import Task
 from peers.worker import label, turn
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "peers.py"
+SCRIPT = ROOT / "benchmarks" / "peers.py"
 TOY = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import qvit_runtime
+from paths import TESTS
 from qvit.cli import main
 from qvit.data import open_eval
 from qvit.evaluation.evaluate import evaluate
@@ -32,7 +33,7 @@ from training_worker import CASES
 
 pytestmark = pytest.mark.slow
 
-WORKER = str(Path(__file__).parent / "training_worker.py")
+WORKER = str(TESTS / "training_worker.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT, TESTS
+
 SOURCE = ROOT / "src" / "qvit"
 TREE = re.search(r"^src/qvit/.*\n((?:  .+\n)+)", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
 assert TREE is not None
@@ -39,6 +40,11 @@ def imported(file: Path) -> set[str]:
 def test_readme_names_every_module() -> None:
     present = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert sorted(LAYERS) == sorted(present - {"__init__", "__main__"})
+
+
+def test_tests_are_where_their_package_is() -> None:
+    folders = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")}
+    assert folders - {".", "repository"} <= set(LAYERS)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

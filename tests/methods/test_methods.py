@@ -20,9 +20,8 @@ from qvit.pipeline.finished import load_exact, read_recipe, read_result
 from qvit.pipeline.run import run_recipe
 from qvit.planning.dry_run import dry_run
 from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
-from test_pipeline import FIELDS
 from toy_models import images, swin, vit
-from toy_pipeline import UNIFORM3
+from toy_pipeline import FIELDS, UNIFORM3
 
 TRAINED = [name for name, method in METHODS.items() if method.trains and name != "qvit"]
 

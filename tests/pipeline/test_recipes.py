@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from paths import ROOT
 from qvit.bits.budget import Budget, BudgetError, check_budget
 from qvit.bits.cost import cost
 from qvit.data import DataError
@@ -22,13 +23,12 @@ from qvit.spec import FixedBits, Spec
 from qvit.system.runs import CheckpointError
 from toy_models import uniform
 
-ROOT = Path(__file__).parent.parent / "recipes"
-RECIPES = sorted(ROOT.rglob("*.toml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 QUICK = ("demo", "swin_lsq_w2a2")  # one of each architecture in the default suite; every recipe in `make test-all`
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).with_suffix("").as_posix()
+    return path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
 
 
 def test_there_are_recipes() -> None:
@@ -72,7 +72,7 @@ def test_dry_run(path: Path) -> None:
 
 
 def small(**changes: object) -> Recipe:
-    recipe = load_recipe(ROOT / "demo.toml")
+    recipe = load_recipe(ROOT / "recipes" / "demo.toml")
     arguments = {**recipe.model.arguments, "depth": 1, "embed_dim": 16, "num_heads": 2}
     model = dataclasses.replace(recipe.model, arguments=arguments)
     return dataclasses.replace(recipe, **{"model": model, "quantize": uniform(4), "budget": None, **changes})  # type: ignore[arg-type]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-DOCS = (Path(__file__).parent.parent / "docs" / "unattended.md").read_text(encoding="utf-8")
+from paths import ROOT
+
+DOCS = (ROOT / "docs" / "unattended.md").read_text(encoding="utf-8")
 QVIT = """#!/bin/sh
 echo "$@" >> "$0.calls"
 code=$(head -n 1 "$0.codes")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from paths import ROOT
 from qvit.data import DataConfig, DataError, UnlabelledFolder, epoch_batches, open_data, open_eval
 
 CONFIG = DataConfig(
@@ -24,7 +25,7 @@ CONFIG = DataConfig(
     batch_size=4,
     eval_batch_size=4,
 )
-CIFAR = Path(__file__).parents[1] / ".." / "shared" / "data" / "cifar10"
+CIFAR = ROOT / ".." / "shared" / "data" / "cifar10"
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from paths import ROOT
 from qvit.bits.allocate import Lagrangian, Published
 from qvit.bits.budget import Budget, BudgetError
 from qvit.cli import main
@@ -25,8 +26,10 @@ from qvit.training.feature_distill import FeatureDistillation
 from qvit.training.fit_config import FitConfig
 from toy_training import three_bits, toy_model, toy_run
 
-ROOT = Path(__file__).parent.parent / "recipes"
-IMAGENET = sorted((ROOT / "imagenet").glob("*_3bit*.toml"))  # the others differ in their budgets, as make.py wrote them
+RECIPES = ROOT / "recipes"
+IMAGENET = sorted(
+    (RECIPES / "imagenet").glob("*_3bit*.toml")
+)  # the others differ in their budgets, as make.py wrote them
 
 
 # -- how often ----------------------------------------------------------------------------------------------------------
@@ -113,7 +116,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Rehearsal:
 
 
 def toy(**changes: object) -> Recipe:
-    recipe = load_recipe(ROOT / "demo.toml", ["model.arguments.depth=1", "model.arguments.embed_dim=32"])
+    recipe = load_recipe(RECIPES / "demo.toml", ["model.arguments.depth=1", "model.arguments.embed_dim=32"])
     data = dataclasses.replace(recipe.data, batch_size=16, eval_batch_size=32)
     return dataclasses.replace(
         recipe, **{"data": data, "train_float": None, "uniform_baseline": 0, "calibration": 64, **changes}
@@ -180,7 +183,7 @@ def test_an_odd_batch_is_rehearsed_evenly() -> None:
 
 
 def test_every_row_of_a_recipe() -> None:
-    assert [folder for folder, _ in rows_of(load_recipe(ROOT / "demo.toml"))] == ["float", "uniform3", "."]
+    assert [folder for folder, _ in rows_of(load_recipe(RECIPES / "demo.toml"))] == ["float", "uniform3", "."]
     assert [folder for folder, _ in rows_of(toy(method="float", budget=None))] == ["."]
 
 
@@ -194,7 +197,7 @@ def test_every_kind_of_method_can_be_planned(name: str) -> None:
     """The smallest rehearsal of another method on generated images: memory where it trains, an artifact where it quantizes."""
     first = name.endswith("lsq_w2a2")
     recipe = load_recipe(
-        ROOT / f"{name}.toml",
+        RECIPES / f"{name}.toml",
         [
             *("model.arguments.depth=1", "model.arguments.embed_dim=24", "data.cache_decoded=false"),
             *(["fit.activations_first=0.5"] if first else []),
@@ -241,7 +244,7 @@ def test_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_p
 def test_errors_say_what_to_give(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["model.arguments={depth = 1, embed_dim = 24, num_heads = 2}", "data.root=/nowhere/imagenet"]
     settings = [part for override in small for part in ("--set", override)]
-    recipe = str(ROOT / "imagenet" / "deit_tiny_3bit.toml")
+    recipe = str(RECIPES / "imagenet" / "deit_tiny_3bit.toml")
     assert main(["plan", recipe, *settings, *arguments, "--seconds", "0.01"]) == 2
     assert re.search(text, capsys.readouterr().err)
 

@@ -1,7 +1,6 @@
 """A planted head: one attention head matters far more than the others, and the learned bits find it.
 
-Head h of the only block gets four times the value rows and keeps its projection columns, the others are faded to a
-quarter, so that the logits come from h; labels are the float model's own classes. Under the cost of uniform 3 bits, that head must get more bits than
+The logits come from head h of the only block; labels are the float model's own classes. Under the cost of uniform 3 bits, that head must get more bits than
 the mean of the others, in every tensor that has heads, and with the roles swapped the other one must get them.
 """
 
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from qvit.bits.allocate import Lagrangian
@@ -20,23 +19,8 @@ from qvit.network.convert import quantize
 from qvit.quantizers.quantizer import named_quantizers
 from qvit.training.fit import fit
 from qvit.training.fit_config import FitConfig
-from toy_models import images, uniform, vit
-
-HEADS, DIM = 4, 32
-
-
-def planted(head: int) -> nn.Module:
-    """One block, 4 heads of 8; only `head` has a say."""
-    model = vit(depth=1, embed_dim=DIM, num_heads=HEADS)
-    attention = model.blocks[0].attn  # type: ignore[union-attr, index]
-    size = DIM // HEADS
-    with torch.no_grad():
-        for other in range(HEADS):
-            gain = 4.0 if other == head else 0.25
-            rows = slice(2 * DIM + other * size, 2 * DIM + (other + 1) * size)
-            attention.qkv.weight[rows] *= gain  # type: ignore[union-attr, index]
-            attention.qkv.bias[rows] *= gain  # type: ignore[union-attr, index]
-    return model
+from toy_models import images, uniform
+from toy_planted import HEADS, planted
 
 
 @pytest.mark.parametrize("head", [0, 2])

@@ -16,9 +16,9 @@ from evidence_rows import DEIT, DISTILLED, ROWS, SWIN
 from evidence_statistics import difference
 from evidence_svg import ticks
 from evidence_tradeoff import draw_tradeoff
+from paths import ROOT
 from toy_evidence import first, latency, write_result
 
-ROOT = Path(__file__).parents[1]
 KEPT, DOCS, README = ROOT / "experiments" / "results" / "evidence", ROOT / "docs", ROOT / "README.md"
 
 
