@@ -21,7 +21,8 @@ rows that are missing. Every row starts from the same float weights and trains o
 45,000), without a teacher but in a table of its own; rows of one seed see the same images in the same order. Top-1 is that of the frozen program on all
 5,000 validation images, which were set aside from CIFAR-10's training set; its test set was not looked at. Differences are paired by seed
 and by image, with 95 % intervals over either (`experiments/evidence_statistics.py`); one counts as shown when neither interval
-includes zero.
+includes zero. The program of every run is kept, so that others can judge it on images that nobody has tuned on:
+`qvit eval experiments/results/evidence/headwise_3bit_s0/model.qvit --data hfds/FOLDER --split test`.
 
 *Float, fine-tuned* is the same start trained on like the rows. *Uniform LSQ* is LSQ as published. *Learned* rows learn bits and besides
 have scales per channel, 2-bit weights on a grid without zero, a gradient for clipped weights, bits that are final after 5 % of the steps and weights
