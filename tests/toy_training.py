@@ -30,6 +30,7 @@ from toy_models import uniform, vit
 
 BATCH, IMAGES, CLASSES = 16, 96, 5
 QUICK = Lagrangian(every=2, warm_up=1)
+SHORT = FitConfig(epochs=0.5, log_every=1, allocation=Lagrangian(every=1, warm_up=2))  # 3 steps, lock after 2
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
-"""fit: what it refuses, what it leaves alone, what it writes, and that the same loop trains a float model."""
+"""fit: which loaders it takes, what it leaves alone, what it writes, and that the same loop trains a float model."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,148 +13,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from qvit.bits.allocate import Lagrangian, Published
-from qvit.bits.budget import Budget, BudgetError
 from qvit.bits.cost import cost
 from qvit.data import DataError, EpochOrder
-from qvit.network.convert import quantize
-from qvit.quantizers.quantizer import UncalibratedError, named_quantizers
+from qvit.quantizers.quantizer import named_quantizers
 from qvit.system.runs import Run
 from qvit.training.fit import fit
 from qvit.training.fit_config import FitConfig
 from qvit.training.log import SCALES_EVERY
 from toy_models import uniform, vit
-from toy_training import BATCH, QUICK, same_state, three_bits, toy_data, toy_model, toy_run
-
-SHORT = FitConfig(epochs=0.5, log_every=1, allocation=Lagrangian(every=1, warm_up=2))  # 3 steps, lock after 2
+from toy_training import BATCH, QUICK, SHORT, same_state, three_bits, toy_data, toy_model, toy_run
 
 
 def plain_loader(count: int = 40, batch: int = 16, shuffle: bool = True) -> DataLoader:
     images = torch.cat([x for x, _ in toy_data().eval])[:count]
     labels = torch.cat([y for _, y in toy_data().eval])[:count]
     return DataLoader(TensorDataset(images, labels), batch_size=batch, shuffle=shuffle)
-
-
-# -- refusals ---------------------------------------------------------------------------------------------------------
-
-
-def test_learned_bits_need_a_budget() -> None:
-    with pytest.raises(
-        ValueError, match=r"learned bits, so it needs a budget: qvit.Budget\(gbitops=...\), or \[budget\]"
-    ):
-        toy_run(SHORT, budget=None)
-
-
-def test_an_impossible_budget_is_refused_before_training(tmp_path: Path) -> None:
-    model = toy_model()
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(BudgetError, match=r"cannot be met: with the smallest .* costs 0\.\d+, with the largest 0\.\d+"):
-        toy_run(SHORT, tmp_path, model, budget=Budget(gbitops=1e-6))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_budget_of_uniform_bits_is_the_cost_of_the_uniform_model() -> None:
-    written, number = (
-        toy_run(SHORT, budget=budget, evaluation=None, max_steps=1)[0] for budget in (Budget(uniform=3), three_bits())
-    )
-    assert same_state(written, number) == []
-
-
-def test_distillation_needs_a_teacher() -> None:
-    with pytest.raises(ValueError, match=r"fit.distillation is 0.5 but there is no teacher; pass teacher=float_model"):
-        toy_run(FitConfig(distillation=0.5))
-
-
-def test_an_uncalibrated_model_is_refused() -> None:
-    with pytest.raises(UncalibratedError, match=r"run qvit.calibrate"):
-        toy_run(SHORT, model=quantize(vit(depth=1)))
-
-
-def test_an_old_run_directory_is_not_overwritten(tmp_path: Path) -> None:
-    toy_run(SHORT, tmp_path, evaluation=None)
-    with pytest.raises(FileExistsError, match="holds checkpoints of an earlier run; continue it with resume=True"):
-        toy_run(SHORT, tmp_path, evaluation=None)
-
-
-def test_nothing_to_train_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"fit.epochs is 0, so there is nothing to train; qvit.calibrate alone"):
-        toy_run(FitConfig(epochs=0))
-
-
-class Watching:
-    """A guide that writes down what `fit` asks of it, and adds a constant to the loss."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        self.calls.append("watch")
-        yield
-        self.calls.append("watched")
-
-    def loss(self, images: Tensor) -> Tensor:
-        self.calls.append(f"loss of {len(images)}")
-        return torch.tensor(100.0)
-
-    def after_step(self) -> None:
-        self.calls.append("step")
-
-    def drop_step(self) -> None:
-        self.calls.append("dropped")
-
-
-def test_a_guide_watches_every_pass_and_hears_of_every_step(tmp_path: Path) -> None:
-    """Its loss is added while its hooks stand; with accumulation there are several passes to a step."""
-    guide = Watching()
-    config = FitConfig(epochs=0.5, accumulate=2, log_every=1)
-    toy_run(config, tmp_path, toy_model(uniform(3)), budget=None, guide=guide, evaluation=None)
-    one_pass = ["watch", "loss of 16", "watched"]
-    assert guide.calls == 2 * [*one_pass, *one_pass, "step"]  # 6 batches make 3 steps to an epoch; half of them
-    losses = [record["loss"] for record in Run(tmp_path).read("metrics.jsonl")]
-    assert all(loss > 100 for loss in losses)
-
-
-def test_a_guide_forgets_the_passes_of_the_warm_up() -> None:
-    guide = Watching()
-    toy_run(SHORT, model=toy_model(), guide=guide, evaluation=None, max_steps=1)
-    one_pass = ["watch", "loss of 16", "watched"]
-    assert guide.calls == [*one_pass, "dropped", *one_pass, "dropped", *one_pass, "step"]
-
-
-def test_more_accumulation_than_batches() -> None:
-    with pytest.raises(ValueError, match=r"an epoch has 6 batches, fewer than fit.accumulate 7"):
-        toy_run(FitConfig(accumulate=7))
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"learning_rate": 0}, r"fit.learning_rate is 0; it must be positive"),
-        ({"epochs": -1}, r"fit.epochs is -1; it must not be negative"),
-        ({"weight_decay": -0.1}, r"fit.weight_decay is -0.1; it must not be negative"),
-        ({"lock_at": 1.5}, r"fit.lock_at is 1.5; it must lie between 0 and 1"),
-        ({"precision": "fp16"}, r"fit.precision is 'fp16'; allowed: 'no', 'bf16'"),
-        (
-            {"evaluate_every": 0.5},
-            r"fit.evaluate_every is 0.5; evaluations come at the ends of epochs: give 1 or more, or 0",
-        ),
-        (
-            {"hard_distillation": True},
-            r"fit.hard_distillation is set but fit.distillation is 0, so no .* give fit.distilla",
-        ),
-        (
-            {"cache_teacher": True},
-            r"fit.cache_teacher is set but fit.distillation is 0, .* or set fit.cache_teacher = false",
-        ),
-    ],
-)
-def test_config_is_checked(change: dict, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        FitConfig(**change)
-
-
-# -- loaders ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_plain_loader_works_and_its_shuffling_is_seeded() -> None:
@@ -192,9 +63,6 @@ def test_an_epoch_shorter_than_promised_ends_the_run() -> None:
     loader = DataLoader(data.train.dataset, batch_sampler=order)
     with pytest.raises(DataError, match="epoch 0 ended before its 6 batches"):
         fit(vit(depth=1), loader, order=order, config=FitConfig(epochs=1), quiet=True)
-
-
-# -- what training does -----------------------------------------------------------------------------------------------
 
 
 def test_train_mode_is_on_and_forward_writes_nothing() -> None:
