@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from safetensors.torch import save_file
 
 import qvit
+import qvit_runtime
 from qvit.cli import main
 from qvit.pipeline.finished import load, read_result
 from toy_pipeline import UNIFORM3
@@ -136,6 +139,30 @@ def test_eval_of_images_without_labels(done: tuple[Path, Path], capsys: pytest.C
     assert flat["agreement"] > 80
     classes = json_of(capsys, *arguments, "--data", str(folder), "--split", "")
     assert (classes["labelled"], classes["top1"]) == (80, read_result(run)["top1_frozen"])
+
+
+def test_eval_of_an_artifact_goes_by_the_names_of_its_outputs(
+    done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class map in training, or fewer classes here: sorted names would be other outputs, and nothing would say so."""
+    digits = done[0].parent / "digits"
+    program = qvit_runtime.load(done[1] / "model.qvit")
+    names = program.preprocess.labels[::-1]
+    turned, class_map = tmp_path / "turned.qvit", tmp_path / "names.txt"
+    qvit_runtime.save(replace(program, preprocess=replace(program.preprocess, labels=names)), turned)
+    class_map.write_text("\n".join(names))
+    whole = ["eval", str(turned), "--data", str(digits)]
+    by_name, by_map = json_of(capsys, *whole), json_of(capsys, *whole, "--class-map", str(class_map))
+    assert by_name["top1"] == by_map["top1"]
+    assert json_of(capsys, *whole, "--class-map", "")["top1"] == read_result(done[1])["top1_frozen"] != by_map["top1"]
+    for digit in "56":
+        shutil.copytree(digits / "validation" / digit, tmp_path / "some" / digit)
+    few = [*whole[:2], "--data", str(tmp_path / "some"), "--split", ""]
+    assert json_of(capsys, *few)["top1"] == json_of(capsys, *few, "--class-map", str(class_map))["top1"]
+    (tmp_path / "some" / "6").rename(tmp_path / "some" / "six")
+    assert main(few) == 2
+    text = r"qvit: the outputs of the model are called 9, 8, 7, ..., and none is called six; give class_map \(--class-map\), "
+    assert re.match(text, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

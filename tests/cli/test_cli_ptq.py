@@ -112,7 +112,7 @@ def test_errors(
 def test_classes_that_are_other_outputs_need_a_map(
     done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Five of the ten digits: ptq, analyze and eval of a model or of an artifact refuse to number them 0 to 4."""
+    """Five of the ten digits: ptq, analyze and eval of a model refuse to number them 0 to 4; an artifact has their names."""
     recipe, run = done
     some = tmp_path / "some"
     for split in ("train", "validation"):
@@ -122,13 +122,13 @@ def test_classes_that_are_other_outputs_need_a_map(
     data, class_map = ["--data", str(some)], ["--class-map", str(tmp_path / "names.txt")]
     out = ["--out", str(tmp_path / "ptq")]
     ptq_verb = ["ptq", str(run / "float"), "--calibration-images", "16", *out]
-    evals = [["eval", str(run / "float")], ["eval", str(run / "model.qvit")]]
-    for verb in (ptq_verb, ["analyze", str(run / "float"), "--out", str(tmp_path / "analysis")], *evals):
+    evaluation = ["eval", str(run / "float")]
+    for verb in (ptq_verb, ["analyze", str(run / "float"), "--out", str(tmp_path / "analysis")], evaluation):
         assert main([*verb, *data]) == 2
         text = r"qvit: split '\w+' has 5 classes \(5, 6, 7, ...\), but the model has 10 outputs: .* \(--class-map\)"
         assert re.match(text, capsys.readouterr().err)
     result, _ = ptq(capsys, *ptq_verb[1:], *data, *class_map)
-    assert main([*evals[0], *data, *class_map, "--json", "-"]) == 0
+    assert main([*evaluation, *data, *class_map, "--json", "-"]) == 0
     table = json.loads(capsys.readouterr().out)
     assert (result["images"], result["top1_float"]) == (40, table["top1"])
     assert main(["eval", str(tmp_path / "ptq"), "--json", "-"]) == 0  # the run remembers the map

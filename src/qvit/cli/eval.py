@@ -39,7 +39,10 @@ def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     check_weights_are_wanted(arguments, arguments.what, arguments.reference)
     model, data = _open_model(arguments.what, arguments)
     reference = _open_model(arguments.reference, arguments)[0] if arguments.reference else None
-    outcome = evaluate(model, open_eval(data, arguments.max_images), reference)
+    outputs: tuple[str, ...] = ()
+    if isinstance(model, qvit_runtime.Program) and arguments.class_map is None:
+        outputs = model.preprocess.labels
+    outcome = evaluate(model, open_eval(data, arguments.max_images, outputs), reference)
     found = {
         "what": arguments.what,
         "images": outcome.images,

@@ -10,7 +10,7 @@ in use, and must not see the images on which it will be judged. Which image come
 is `data.order`'s business; what a file becomes, `augment`'s; where files come from, `data.sources`'.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..system.interruption import shield_worker
 from .augment import Transform, eval_transform, mixup_batch, train_transform
-from .classes import check_classes, class_error, fits
+from .classes import check_classes, class_error, fits, outputs_of_names
 from .config import DataConfig, DataError
 from .digits import open_digits
 from .order import Batch, EpochOrder, SampleKey, SeededDataset
@@ -145,16 +145,20 @@ def epoch_batches(
     return iter(loader)
 
 
-def open_eval(config: DataConfig, max_images: int | None = None) -> DataLoader | StreamLoader:
+def open_eval(
+    config: DataConfig, max_images: int | None = None, outputs: Sequence[str] = ()
+) -> DataLoader | StreamLoader:
     """The evaluation loader alone, the same as `open_data(...).eval`: a training split need not exist.
 
-    Of class folders that are fewer than the outputs, and without a class map, the training split says which outputs they
-    are, if it is there. Raises as `open_data` does.
+    `outputs` are the names of the model's outputs, where it has them and the config has no class map: the classes of a data
+    set with an index are numbered by them. Without either, of class folders that are fewer than the outputs, the training
+    split says which outputs they are, if it is there. Raises as `open_data` does, and DataError for a class that no output is
+    called by.
     """
     if config.dataset.startswith(PREFIXES):
         _refuse_limit(max_images)
         return open_eval_stream(config)
-    return _eval_loader(limit(_open_evaluation(config), max_images), config)
+    return _eval_loader(limit(_open_evaluation(config, outputs), max_images), config)
 
 
 def _eval_loader(source: Source, config: DataConfig) -> DataLoader:
@@ -193,9 +197,11 @@ def _open_sources(config: DataConfig) -> tuple[Source, Source]:
     return train, _numbered_as(train, _open_source(config, config.eval_split), config)
 
 
-def _open_evaluation(config: DataConfig) -> Source:
-    """The evaluation split alone, numbered as `_open_sources` would."""
+def _open_evaluation(config: DataConfig, outputs: Sequence[str]) -> Source:
+    """The evaluation split alone, numbered by the names of the outputs, or as `_open_sources` would."""
     evaluation = _open_source(config, config.eval_split)
+    if outputs and evaluation.class_names and not config.class_map:
+        return Renumbered(evaluation, outputs_of_names(evaluation.class_names, outputs), tuple(outputs))
     if fits(evaluation.class_names, config):
         return evaluation
     if config.dataset == "folder" and split_folder(config.root, config.train_split) is not None:

@@ -38,6 +38,18 @@ def outputs_of(names: Sequence[str], class_map: Mapping[str, int], path: str) ->
     return [class_map[name] for name in names]
 
 
+def outputs_of_names(names: Sequence[str], outputs: Sequence[str]) -> list[int]:
+    """The output of each class of a data set, by the names that the outputs of a model have. Raises DataError for another name."""
+    missing = [name for name in names if name not in outputs]
+    if missing:
+        raise DataError(
+            f"the outputs of the model are called {_some(outputs)}, and none is called {_some(missing)}; give class_map "
+            "(--class-map), a text file with one class name per line in the order of the outputs, or --class-map '', which numbers "
+            "the classes by their sorted names"
+        )
+    return [outputs.index(name) for name in names]
+
+
 def fits(names: Sequence[str], config: DataConfig) -> bool:
     """Whether every output has a class, or a class map says which ones have; true where names or outputs are not known."""
     outputs = config.num_classes
