@@ -14,6 +14,7 @@ from qvit.cli.output import table
 from qvit.evaluation.outcome import load_predictions
 from qvit.pipeline.compare import compare
 from qvit.pipeline.finished import read_result
+from qvit.system.runs import load_tensors, save_tensors
 
 
 @pytest.fixture
@@ -74,8 +75,6 @@ def test_the_interval_is_that_of_pairs(done: tuple[Path, Path]) -> None:
 
 
 def test_rows_of_other_images_are_refused(done: tuple[Path, Path], tmp_path: Path) -> None:
-    from qvit.system.runs import load_tensors, save_tensors
-
     shutil.copytree(done[1] / "uniform3", tmp_path / "other")
     tensors, _ = load_tensors(tmp_path / "other" / "predictions.safetensors")
     save_tensors(tmp_path / "other" / "predictions.safetensors", {name: t.flip(0) for name, t in tensors.items()}, {})
@@ -83,6 +82,38 @@ def test_rows_of_other_images_are_refused(done: tuple[Path, Path], tmp_path: Pat
         compare([done[1], tmp_path / "other"], repeats=1)
     with pytest.raises(ValueError, match=r"float is a float run; it is part of every row already"):
         compare([done[1] / "float"])
+
+
+def test_rows_of_another_float_model_stand_below_it(done: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(done[1] / "uniform3", tmp_path / "other")
+    tensors, _ = load_tensors(tmp_path / "other" / "predictions.safetensors")
+    tensors["float"] = (tensors["float"] + 1) % 10
+    save_tensors(tmp_path / "other" / "predictions.safetensors", tensors, {})
+    result = {**read_result(tmp_path / "other"), "top1_float": 7.0}
+    (tmp_path / "other" / "result.json").write_text(json.dumps(result))
+    rows = compare([done[1] / "uniform3", done[1], tmp_path / "other"], repeats=1)["rows"]
+    assert [row["method"] == "float" for row in rows] == [True, False, False, True, False]
+    assert rows[3]["top1"] == 7.0
+
+
+def test_what_cannot_be_a_row_is_refused_before_anything_runs(
+    recipes: list[Path], done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    floating, broken, old = tmp_path / "float.toml", tmp_path / "broken.toml", tmp_path / "old"
+    floating.write_text(recipes[0].read_text().replace('method = "ptq"', 'method = "float"').replace("epochs = 0", ""))
+    broken.write_text("method = 1")
+    shutil.copytree(done[1] / "uniform3", old)
+    result = {key: value for key, value in read_result(old).items() if key not in ("seed", "artifact_kib")}
+    (old / "result.json").write_text(json.dumps(result))
+    for last, text in (
+        (floating, f"{floating} trains a float model; that of each row is part of it already, leave the recipe out"),
+        (broken, "method is 1; allowed: "),
+        (tmp_path / "none", f"there is no recipe {tmp_path / 'none'}"),
+        (old, f"{old / 'result.json'} is of another version of qvit, it lacks seed, artifact_kib; run it anew"),
+    ):
+        assert main(["compare", str(recipes[0]), str(last), "--out", str(tmp_path / "out")]) == 2
+        assert text in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_two_rows_of_one_name_are_refused(recipes: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.compare import compare
+from ..pipeline.compare import compare, read_row
 from ..pipeline.run import run_recipe
+from ..settings.recipe import FLOAT, Recipe
 from ..system.processes import is_main
 from ..system.runs import Run
 from .output import COST_COLUMNS, Column, say, table
@@ -53,12 +54,13 @@ def compare_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     twice = {str(folder) for folder in folders if folders.count(folder) > 1}
     if twice:
         raise ValueError(f"two rows would share a run directory: {', '.join(sorted(twice))}; rename a recipe")
-    for what, folder in zip(arguments.what, folders, strict=True):
-        if what.is_dir():
+    recipes = [_recipe_to_run(what, arguments) for what in arguments.what]  # all, before hours go into the first
+    for what, folder, recipe in zip(arguments.what, folders, recipes, strict=True):
+        if recipe is None:
             continue
         finished = (folder / "result.json").exists()
         say(arguments, f"{what}: {'finished' if finished else 'running'} in {folder}")
-        run_recipe(recipe_of(what, arguments), folder, arguments.resume or finished, show_placement=False)
+        run_recipe(recipe, folder, arguments.resume or finished, show_placement=False)
     if not is_main():
         return {}
     result = compare(folders, arguments.threads)
@@ -66,6 +68,17 @@ def compare_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     say(arguments, "", table([_with_interval(row) for row in result["rows"]], COLUMNS), "")
     say(arguments, f"wrote {written}", f"next: qvit-runtime inspect {folders[-1] / 'model.qvit'}")
     return result
+
+
+def _recipe_to_run(what: Path, arguments: argparse.Namespace) -> Recipe | None:
+    """The recipe at `what`; None for the directory of a run. Raises ValueError for what cannot become a row."""
+    if what.is_dir():
+        read_row(what)
+        return None
+    recipe = recipe_of(what, arguments)
+    if recipe.method == FLOAT:
+        raise ValueError(f"{what} trains a float model; that of each row is part of it already, leave the recipe out")
+    return recipe
 
 
 def _with_interval(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Each row comes from a finished run directory: numbers from result.json, the difference to the float model with its paired
 95 % interval (`paired`) from predictions.safetensors, the latency from its artifact in the native engine. The first thing
-that is checked is that all rows were judged on the same images, since otherwise nothing here could be compared.
+that is checked is that all rows were judged on the same images, since otherwise nothing here could be compared. Rows may come
+from different float models, as models of different sizes do: each stands below the float model that it is compared with.
 """
 
 from __future__ import annotations
@@ -44,22 +45,21 @@ KEPT = (
 
 
 def compare(runs: Sequence[Path], threads: int = 1, repeats: int = 30) -> dict[str, Any]:
-    """{"images", "threads", "rows"} of finished run directories, in their order; the float model is the first row.
+    """{"images", "threads", "rows"} of finished run directories, in their order.
 
-    Raises ValueError when the runs were judged on different images, or one is a float run.
+    The first row is the float model; another one follows wherever the next run was compared with one that predicts otherwise.
+
+    Raises ValueError when the runs were judged on different images, and what `read_row` raises.
     """
     rows: list[dict[str, Any]] = []
-    labels: np.ndarray | None = None
+    before: dict[str, np.ndarray] | None = None
     for run in runs:
-        result = read_result(run)
-        if result["method_name"] == FLOAT:
-            raise ValueError(f"{run} is a float run; it is part of every row already")
-        predictions = load_predictions(run)
-        if labels is not None and not np.array_equal(labels, predictions["labels"]):
+        result, predictions = read_row(run), load_predictions(run)
+        if before is not None and not np.array_equal(before["labels"], predictions["labels"]):
             raise ValueError(f"{run} was judged on other images than {runs[0]}: give all rows the same data and split")
-        labels = predictions["labels"]
-        if not rows:
+        if before is None or not np.array_equal(before["float"], predictions["float"]):
             rows.append({"method": FLOAT, "top1": result["top1_float"], "model": result["model"]})
+        before = predictions
         rows.append(
             {
                 "run": str(run),
@@ -69,6 +69,19 @@ def compare(runs: Sequence[Path], threads: int = 1, repeats: int = 30) -> dict[s
             }
         )
     return {"images": rows[-1]["images"], "threads": threads, "rows": rows}
+
+
+def read_row(run: Path) -> dict[str, Any]:
+    """result.json of a run that can be a row. Raises ValueError for a float run, and for a result of another version of qvit."""
+    result = read_result(run)
+    if result.get("method_name") == FLOAT:
+        raise ValueError(f"{run} is a float run; it is part of every row already")
+    missing = [key for key in KEPT if key not in result]
+    if missing:
+        raise ValueError(
+            f"{run / 'result.json'} is of another version of qvit, it lacks {', '.join(missing)}; run it anew"
+        )
+    return result
 
 
 def _difference(predictions: dict[str, np.ndarray]) -> dict[str, Any]:
