@@ -35,6 +35,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mean of normed": lambda: vit(global_pool="avg", fc_norm=False),
     "no position": lambda: vit(pos_embed="none"),
     "features": lambda: vit(num_classes=0),
+    "no final norm": lambda: vit(final_norm=False),  # as vit_intern300m_* and *_radio_v3
+    "features of no final norm": lambda: vit(final_norm=False, num_classes=0),
     "oblong": lambda: vit(img_size=(16, 24)),
 }
 

@@ -247,7 +247,8 @@ class IntegerTransformer(nn.Module):
 class IntegerViT(IntegerTransformer):
     """A VisionTransformer or its distilled form, from a copy whose parameters it takes over.
 
-    pos_embed, cls_token, dist_token and reg_token are timm's; with two heads, `logits` is the grid of their mean.
+    pos_embed, cls_token, dist_token and reg_token are timm's; with two heads, `logits` is the grid of their mean. A classifier
+    reads 8 bits: where no norm stands between the stream and it, `features` is the grid in front of it.
     """
 
     pos_embed: Tensor | None
@@ -270,6 +271,8 @@ class IntegerViT(IntegerTransformer):
             self.first_pooled = 0 if source.pool_include_prefix else source.num_prefix_tokens
             self.pooled = Grid(EDGE_BITS if self.fc_norm is None else STREAM_BITS)
         self.head = _head(source.head)
+        bare = self.norm is None and self.fc_norm is None and self.pooled is None and self.head is not None
+        self.features = Grid(EDGE_BITS) if bare else None
         self.head_dist: Linear | None = None
         self.logits: Grid | None = None
         if isinstance(source, VisionTransformerDistilled):
@@ -296,6 +299,8 @@ class IntegerViT(IntegerTransformer):
             x = block.run(ops, x)  # type: ignore[operator]
         if self.norm is not None:
             x = ops.layer_norm(x, self.norm)
+        if self.features is not None:
+            x = ops.requantize(x, self.features)
         if self.logits is not None:
             return self._two_heads(ops, x, self.logits)
         if self.pooled is None or self.first_pooled is None:
