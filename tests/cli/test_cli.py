@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from importlib.metadata import version
@@ -222,14 +223,23 @@ def test_run_of_a_float_recipe(done: tuple[Path, Path], capsys: pytest.CaptureFi
     assert "top1 " in capsys.readouterr().out
 
 
-def test_dry_run_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["run", str(done[0]), "--dry-run", "--out", str(tmp_path / "x"), "--json", "-"]) == 0
+def test_dry_run_verb(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says to type next is the recipe with the same overrides."""
+    options = ["--set", "data.root=digits of mine", "--num-classes", "10", "--out", str(tmp_path / "x")]
+    (tmp_path / "digits of mine").symlink_to(done[0].parent / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", str(done[0]), "--dry-run", *options, "--json", "-"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert found["checked"][1] == "images: 160 to train or calibrate on, 80 to evaluate"
     assert found["checked"][-1].startswith("freeze: ")
     assert found["not_looked_at"] == []
-    assert err.endswith(f"{done[0]} is ready: qvit run {done[0]}\n")
+    command = err.splitlines()[-1].removeprefix(f"{done[0]} is ready: ")
+    pasted = shlex.split(command)
+    assert pasted[:3] == ["qvit", "run", str(done[0])]
+    assert sorted(pasted[3:]) == sorted(options)
     assert not (tmp_path / "x").exists()
 
 

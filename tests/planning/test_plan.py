@@ -214,18 +214,19 @@ def test_every_kind_of_method_can_be_planned(name: str) -> None:
 
 def test_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """On the recipe's own images; nothing is left behind."""
-    target = tmp_path / "plan.json"
-    assert main(["plan", str(done[0]), "--devices", "2", "--seconds", "0.01", "--json", str(target)]) == 0
+    target, change = tmp_path / "plan.json", ["--set", "fit.log_every=2"]
+    assert main(["plan", str(done[0]), "--devices", "2", "--seconds", "0.01", *change, "--json", str(target)]) == 0
     out = capsys.readouterr().out
     assert "160 training images, 80 evaluation images" in out
     assert "its own images, 2 of the 32 images of a batch, scaled in proportion: an upper estimate" in out
     assert "2 devices, each as fast as this one: taken to lose no time between them" in out
     assert "the bits can cost 0.00" in out
     assert "10 steps, 5 to an epoch, 3 of them probed, bits locked after step 6" in out
-    assert out.endswith(f"next: qvit run {done[0]}\n")
+    assert out.endswith(f"next: qvit run {done[0]} --set fit.log_every=2\n")
     found = json.loads(target.read_text())
     assert [row["folder"] for row in found["rows"]] == ["float", "uniform3", "."]
     assert found["disk"] > 0
+    assert [row["disk"].get("teacher cache") for row in found["rows"]] == [None, None, 2 * 2 * 160 * 11]
     assert found["peak_memory"] > 0
     assert found["rows"][2]["rehearsal"]["memory"]["batch"] == 16
     assert not Path(found["out"]).exists()

@@ -14,7 +14,7 @@ from typing import Any
 from ..planning.memory import Memory
 from ..planning.plan import Plan, RowPlan, plan
 from .output import say
-from .run import add_recipe_options, recipe_of
+from .run import add_recipe_options, command_of, recipe_of
 
 
 def add_plan(verbs: Any) -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def plan_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = recipe_of(arguments.recipe, arguments)
     out = arguments.out or Path("runs") / arguments.recipe.stem
     found = plan(recipe, arguments.devices, arguments.images, arguments.eval_images, arguments.seconds)
-    say(arguments, *lines_of(found, out), f"next: qvit run {arguments.recipe}")
+    say(arguments, *lines_of(found, out), f"next: {command_of(arguments)}")
     return {
         **dataclasses.asdict(found),
         "budget": None if found.budget is None else found.budget.record,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def recipe_of(path: Path, arguments: argparse.Namespace) -> Recipe:
     return load_recipe(path, overrides)
 
 
+def command_of(arguments: argparse.Namespace) -> str:
+    """`qvit run` with the recipe, the overrides and the directory of these arguments, to be pasted."""
+    words = ["qvit", "run", str(arguments.recipe)]
+    words += [word for override in arguments.set for word in ("--set", override)]
+    for option in ("checkpoint", "num_classes", "out"):
+        value = getattr(arguments, option)
+        words += [] if value is None else [f"--{option.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
 def run_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     """qvit run"""
     recipe = recipe_of(arguments.recipe, arguments)
@@ -96,7 +107,7 @@ def _dry_run(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
     if unseen:
         verdict = f"{arguments.recipe} works on generated images; not looked at: {', '.join(unseen)}"
     else:
-        verdict = f"{arguments.recipe} is ready: qvit run {arguments.recipe}"
+        verdict = f"{arguments.recipe} is ready: {command_of(arguments)}"
     say(arguments, *lines, verdict)
     return {"recipe": str(arguments.recipe), "checked": lines, "not_looked_at": unseen}
 
@@ -104,6 +115,7 @@ def _dry_run(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
 def what_was_written(out: Path, result: dict[str, Any]) -> list[str]:
     """The files of a finished row, and what to do with them."""
     if not result["artifact"]:
-        return [f"wrote {out / 'result.json'}", f"next: qvit eval {out}"]
+        return [f"wrote {out / 'result.json'}", f"next: {shlex.join(['qvit', 'eval', str(out)])}"]
     artifact = out / result["artifact"]
-    return [f"wrote {out / 'result.json'} and {artifact}", f"next: qvit-runtime inspect {artifact}"]
+    then = shlex.join(["qvit-runtime", "inspect", str(artifact)])
+    return [f"wrote {out / 'result.json'} and {artifact}", f"next: {then}"]

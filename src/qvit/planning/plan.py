@@ -169,7 +169,7 @@ def _plan_row(row: Recipe, small: Recipe, folder: str, found: Rehearsal, staged:
             seconds["principal components"] = fit.features.batches * batch * found.forward / devices
         seconds["evaluations while training"] = schedule.evaluations * staged.eval_images * found.evaluation / devices
         disk["checkpoints"] = fit.keep_checkpoints * sum(found.checkpoint.values())
-        if fit.cache_teacher and fit.distillation:
+        if fit.cache_teacher and fit.distillation and folder == ".":  # the uniform baseline reads the same file
             classes = staged.context.data.num_classes or 0
             disk["teacher cache"] = 2 * round(fit.epochs * staged.train_images) * (classes + 1)
     if row.method != FLOAT:
