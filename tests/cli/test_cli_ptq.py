@@ -66,6 +66,16 @@ def test_a_flat_folder_serves_agreement(
     assert "same class" in text
 
 
+def test_an_image_beside_the_splits_does_not_hide_them(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A folder with a preview in it still has its classes, and its training images do not judge."""
+    folder = shutil.copytree(done[0].parent / "digits", tmp_path / "digits")
+    shutil.copy(next((folder / "train" / "3").iterdir()), folder / "preview.png")
+    result, _ = ptq(capsys, str(done[1] / "float"), "--data", str(folder), "--out", str(tmp_path / "out"))
+    assert (result["images"], result["top1_float"]) == (80, read_result(done[1] / "float")["top1"])
+
+
 def test_default_directory_and_resume(
     done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +86,9 @@ def test_default_directory_and_resume(
     assert main(["ptq", *arguments]) == 2
     assert "is not empty; choose another --out, or continue it with --resume" in capsys.readouterr().err
     assert ptq(capsys, *arguments, "--resume")[0] == result
+    assert main(["ptq", *arguments, "--resume", "--max-images", "40"]) == 2
+    text = "qvit: runs/ptq_float_lsq_w8a8 was judged on 80 images, and now there are 40; choose another --out, or evaluate on the same"
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -118,14 +118,15 @@ def test_a_recipe_says_which_images(tmp_path: Path) -> None:
     assert load_recipe(recipe, ["data.root=images"]).data.dataset == "folder"
 
 
+@pytest.mark.parametrize("weights", ["", "[model]\npretrained = true\nnum_classes = 10\n"], ids=["random", "new head"])
 @pytest.mark.parametrize("verb", ["ptq", "eval", "analyze"])
 def test_the_float_model_of_a_recipe_that_trains_it(
-    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "x.toml"
-    recipe.write_text(TRAINED + '[data]\ndataset = "digits"\n')
+    recipe.write_text(weights + TRAINED + '[data]\ndataset = "digits"\n')
     assert main([verb, str(recipe)]) == 2
-    text = f"qvit: {recipe} trains its float model, which has no weights before; run it, and give the directory of its float row\n"
+    text = f"qvit: {recipe} trains its float model, which is not there before; run it, and give the directory of its float row\n"
     assert capsys.readouterr().err == text
 
 

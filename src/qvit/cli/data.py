@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from ..data import DataConfig
-from ..data.sources import holds_images
+from ..data.sources import holds_images, split_folder
 from ..pipeline.finished import read_recipe
 from ..settings.recipe import FLOAT, LOCAL, ModelConfig, Recipe, load_recipe
 
@@ -76,17 +76,19 @@ def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
     split = "validation" if split is None else split
     if arguments.data == "digits" or arguments.data.partition("/")[0] in ("hfds", "hfids", "wds"):
         return dataclasses.replace(base, dataset=arguments.data, eval_split=split)
-    if holds_images(arguments.data):  # no class folders: no labels
+    flat = holds_images(arguments.data) and not (split and split_folder(arguments.data, split))
+    if flat:  # no class folders: no labels
         return dataclasses.replace(base, dataset="images", root=arguments.data, eval_split="")
     return dataclasses.replace(base, dataset="folder", root=arguments.data, eval_split=split)
 
 
 def recipe_with_weights(path: Path) -> Recipe:
-    """The recipe at `path`. Raises ValueError where its float model is still to be trained: random weights say nothing."""
+    """The recipe at `path`. Raises ValueError where its float model is still to be trained: random weights say nothing, and
+    neither does a new classifier on pretrained ones."""
     recipe = load_recipe(path)
-    if not (recipe.model.pretrained or recipe.model.checkpoint):
+    if not recipe.model.checkpoint and (recipe.train_float is not None or not recipe.model.pretrained):
         raise ValueError(
-            f"{path} trains its float model, which has no weights before; run it, and give the directory of its float row"
+            f"{path} trains its float model, which is not there before; run it, and give the directory of its float row"
         )
     return recipe
 

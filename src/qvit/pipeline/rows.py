@@ -10,7 +10,6 @@ of itself is `outcome`'s business. With several processes files are the main pro
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Iterable
@@ -33,7 +32,7 @@ from ..evaluation.shared_evaluation import evaluate_together, share_of
 from ..methods import METHODS
 from ..network.placement import format_placement
 from ..settings.provenance import begin, check_recipe, versions
-from ..settings.recipe import FLOAT, Recipe, recipe_to_values
+from ..settings.recipe import FLOAT, Recipe, RecipeError, recipe_to_values
 from ..settings.values import to_values
 from ..spec import FixedBits, LearnedBits, Spec
 from ..system.processes import is_main, process_state
@@ -46,6 +45,7 @@ from ..training.fit_config import FitConfig
 from ..training.guide import Guide
 from ..training.trainer import FitResult
 from .context import Context
+from .finished import read_result
 from .float_model import architecture_of
 
 SCHEMA = 1
@@ -71,10 +71,10 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
     weights, done = folder / "model.safetensors", folder / "result.json"
     row = float_row(context.recipe, config)
     if done.exists() and weights.exists():
-        check_recipe(run, _resolved(context, row))
+        result = _finished(context, run, row)
         tensors, _ = load_tensors(weights)
         context.model.load_state_dict(tensors)
-        return json.loads(done.read_text())
+        return result
     config = _begin(context, run, row, None)
     result = _fit(context, context.model, run, config, None, resume)
     context.model.eval()
@@ -95,8 +95,7 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     """Quantize, calibrate, fit, freeze and evaluate one row: `row` is the context's recipe with this row's spec."""
     run = Run(folder)
     if (folder / "result.json").exists():
-        check_recipe(run, _resolved(context, row))
-        return json.loads((folder / "result.json").read_text())
+        return _finished(context, run, row)
     method = METHODS[row.method]
     model = method.quantize(context.model, row.quantize)
     budget = check_budget(model, row.budget)
@@ -244,6 +243,18 @@ def _images_per_second(context: Context, config: FitConfig, result: FitResult) -
 def _resolved(context: Context, row: Recipe) -> Recipe:
     """The row with its blanks filled, as it is written beside its results."""
     return dataclasses.replace(row, data=context.data, fit=dataclasses.replace(row.fit, seed=row.seed))
+
+
+def _finished(context: Context, run: Run, row: Recipe) -> dict[str, Any]:
+    """The result of a row that has one. Raises RecipeError where it is that of another recipe or of other images."""
+    check_recipe(run, _resolved(context, row))
+    result, images = read_result(run.folder), context.splits.eval_images
+    if images and result["images"] != images:  # 0: a stream that does not say
+        raise RecipeError(
+            f"{run.folder} was judged on {result['images']} images, and now there are {images}; choose another --out, or "
+            "evaluate on the same images"
+        )
+    return result
 
 
 def _begin(context: Context, run: Run, row: Recipe, budget: Budget | None) -> FitConfig:
