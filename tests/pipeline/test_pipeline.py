@@ -19,13 +19,14 @@ from qvit.evaluation.evaluate import evaluate
 from qvit.freezing.emitter import FreezeError
 from qvit.network.convert import quantize
 from qvit.pipeline.context import open_recipe
-from qvit.pipeline.finished import load, read_result
+from qvit.pipeline.finished import load, read_recipe, read_result
 from qvit.pipeline.rows import teacher_of, uniform_row
 from qvit.pipeline.run import run_recipe
 from qvit.quantizers.quantizer import named_quantizers
+from qvit.settings.provenance import check_recipe
 from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_values
 from qvit.spec import FixedBits, LearnedBits, Spec
-from qvit.system.runs import CheckpointError, Run, load_tensors
+from qvit.system.runs import CheckpointError, Run, load_tensors, save_tensors
 from toy_models import vit
 from toy_pipeline import FIELDS, UNIFORM3
 
@@ -222,6 +223,24 @@ def test_a_recipe_is_checked_before_the_float_row_trains(
     with pytest.raises(error, match=text):
         run_recipe(recipe, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_damaged_files_and_those_of_another_version_are_named(done: tuple[Path, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(done[1] / "uniform3", tmp_path / "run")
+    recipe = json.loads((run / "recipe.json").read_text())
+    tensors, state = load_tensors(run / "model.safetensors")
+    save_tensors(run / "model.safetensors", {name: t for name, t in tensors.items() if name != "cls_token"}, state)
+    with pytest.raises(CheckpointError, match=r"run was made by another version .* do not fit: (.|\n)*cls_token"):
+        load(run)
+    (run / "result.json").write_text('{"schema": 1, "mod')
+    with pytest.raises(CheckpointError, match=r"run/result.json is damaged: Unterminated string"):
+        read_result(run)
+    for content, text in (("", "Expecting value"), (json.dumps({**recipe, "new": 1}), "unknown key new in recipe")):
+        (run / "recipe.json").write_text(content)
+        with pytest.raises(RecipeError, match=rf"run/recipe.json is damaged or of another version of qvit: {text}"):
+            read_recipe(run)
+        with pytest.raises(RecipeError, match=rf"run/recipe.json is damaged or of another version of qvit: {text}"):
+            check_recipe(Run(run), recipe_from_values(recipe))
 
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:

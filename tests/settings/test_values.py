@@ -76,6 +76,7 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Recipe:
         ("[quantize]\noverrides = [['head']]", r"r.toml.quantize.overrides\[0\] has 1 entries; it must have 2"),
         ("[data]\nmean = [1, 2]", r"r.toml.data.mean has 2 entries; it must have 3"),
         ("[budget]\ngbitops = 1\nkib = 2", r"a budget needs exactly one of"),
+        ("method = ['qvit']", r"method is \['qvit'\]; allowed: 'qvit', "),
         ("version = 2", r"recipe version 2 is not known; this qvit reads version 1"),
         ("uniform_baseline = 9", r"uniform_baseline is 9; give 2 to 8 bits, or 0 for none"),
         ("seed = 1\n[fit]\nseed = 2", r"fit.seed is 2, but seed is 1; give the seed once, at the top"),
@@ -143,6 +144,9 @@ def test_paths_start_at_the_recipe_and_typed_ones_at_the_working_directory(
     assert recipe.model.checkpoint == str(tmp_path / "w.pth")
     for name, expected in (("hfds/../cifar", f"hfds/{tmp_path.parent / 'cifar'}"), ("hfds/cifar10", "hfds/cifar10")):
         assert load(tmp_path, f"[model]\npretrained = true\n[data]\ndataset = '{name}'").data.dataset == expected
+    for root in ("https://host/shards", "pipe:cat /mnt/shards"):  # addresses of shards, and no folders
+        assert load(tmp_path, text, "data.dataset=wds/", f"data.root={root}", "data.class_map=").data.root == root
+    assert load(tmp_path, text.replace("'folder'", "'wds/'")).data.root == str(tmp_path.parent / "images")
 
 
 def test_a_typed_table_starts_at_the_working_directory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

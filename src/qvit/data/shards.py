@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -28,7 +29,13 @@ from .sources import cannot_open, require, unreadable
 
 PREFIXES = ("wds/", "hfids/")
 IMAGES = ("jpg", "jpeg", "png", "webp")
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:")
 ROWS = 16  # of a Hugging Face file that are fetched at a time
+
+
+def is_address(root: str) -> bool:
+    """The root of shards that are fetched, https://HOST/PATH or pipe:COMMAND, and no folder."""
+    return ADDRESS.match(root) is not None
 
 
 class Encoded(NamedTuple):

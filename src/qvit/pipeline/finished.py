@@ -11,8 +11,8 @@ from torch import nn
 
 from ..methods import METHODS
 from ..quantizers.exact import in_float64
-from ..settings.recipe import FLOAT, LOCAL, Recipe, recipe_from_values
-from ..system.runs import load_tensors
+from ..settings.recipe import FLOAT, LOCAL, Recipe, read_resolved, recipe_from_values
+from ..system.runs import CheckpointError, load_tensors
 from .float_model import create_float_model
 
 
@@ -27,7 +27,12 @@ def load(run: Path | str) -> nn.Module:
     model = create_float_model(bare)
     if recipe.method != FLOAT:
         model = METHODS[recipe.method].quantize(model, recipe.quantize)
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{run} was made by another version of qvit or timm, its weights do not fit: {error}"
+        ) from error
     return model.eval()
 
 
@@ -38,17 +43,20 @@ def load_exact(run: Path | str) -> nn.Module:
 
 
 def read_recipe(run: Path | str) -> Recipe:
-    """The resolved recipe of a run. Raises FileNotFoundError for a folder that is no run directory."""
+    """The resolved recipe of a run. Raises FileNotFoundError for a folder that is no run directory, RecipeError for a damaged one."""
     path = Path(run) / "recipe.json"
     if not path.exists():
         hint = f"; for the timm model in it write {LOCAL}{run}" if (Path(run) / "config.json").exists() else ""
         raise FileNotFoundError(f"{run} has no recipe.json, so it is no run directory{hint}")
-    return recipe_from_values(json.loads(path.read_text()))
+    return read_resolved(path)
 
 
 def read_result(run: Path | str) -> dict[str, Any]:
-    """result.json of a run. Raises FileNotFoundError that says which run is not finished."""
+    """result.json of a run. Raises FileNotFoundError that says which run is not finished, CheckpointError for a damaged one."""
     path = Path(run) / "result.json"
     if not path.exists():
         raise FileNotFoundError(f"{run} has no result.json: the run is not finished, or this is no run directory")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; --resume makes it again when it is deleted") from error

@@ -22,6 +22,7 @@ from ..bits.budget import check_budget, reachable
 from ..bits.init_bits import apply_init_bits
 from ..data import DataConfig, open_data, preprocess_of, resolve_data
 from ..data.classes import read_class_map
+from ..data.shards import is_address
 from ..methods import METHODS
 from ..pipeline.context import open_recipe
 from ..settings.recipe import FLOAT, LOCAL, ModelConfig, Recipe
@@ -63,7 +64,7 @@ def _why_no_images(data: DataConfig) -> str:
         if Path(name).is_dir():
             return ""
         return MISSING if Path(name).is_absolute() else FETCHED
-    if kind == "wds" and ":" in data.root:  # an address, or a command that pipes
+    if kind == "wds" and is_address(data.root):
         return FETCHED
     return "" if kind == "digits" or Path(data.root).is_dir() else MISSING
 

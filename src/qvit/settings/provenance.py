@@ -24,7 +24,7 @@ import torch
 from ..bits.budget import Budget
 from ..data.shards import PREFIXES as STREAMS
 from ..system.runs import Run
-from .recipe import Recipe, RecipeError, recipe_from_values, recipe_to_values
+from .recipe import Recipe, RecipeError, read_resolved, recipe_to_values
 
 HARMLESS = (
     "data.cache_decoded",
@@ -73,7 +73,7 @@ def check_recipe(run: Run, row: Recipe) -> None:
     written = run.folder / "recipe.json"
     if not written.exists():
         return
-    before = recipe_from_values(json.loads(written.read_text()))  # fields that came later have their defaults
+    before = read_resolved(written)  # fields that came later have their defaults
     different = _differences(*(json.loads(json.dumps(recipe_to_values(recipe))) for recipe in (before, row)))
     changed = sorted(key for key in different if not is_harmless(key, row))
     if changed:

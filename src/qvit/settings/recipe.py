@@ -12,6 +12,7 @@ settings have been completed from the model, is written beside its results.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from ..bits.budget import Budget
 from ..data import DataConfig
+from ..data.shards import is_address
 from ..methods import METHODS, Config, learns_bits
 from ..spec import MAX_BITS, MIN_BITS, Spec
 from ..training.fit_config import FitConfig
@@ -177,7 +179,7 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
 
 
 def _known(method: object) -> None:
-    if method != FLOAT and method not in METHODS:
+    if method not in (FLOAT, *METHODS):  # which compares a list, too, that no dictionary has
         raise RecipeError(f"method is {method!r}; allowed: {', '.join(map(repr, (*METHODS, FLOAT)))}")
 
 
@@ -224,6 +226,14 @@ def recipe_from_values(table: dict[str, Any]) -> Recipe:
     return from_values(Recipe, table, "recipe")
 
 
+def read_resolved(path: Path) -> Recipe:
+    """The resolved recipe that a run wrote. Raises RecipeError naming the file that is damaged or of a newer qvit."""
+    try:
+        return recipe_from_values(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise RecipeError(f"{path} is damaged or of another version of qvit: {error}") from error
+
+
 def _override(table: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
     if not equals or not key:
@@ -255,7 +265,8 @@ def _anchored(recipe: Recipe, base: Path, typed: set[str]) -> Recipe:
     name = model.name
     if name.startswith(LOCAL):
         name = LOCAL + anchor(name.removeprefix(LOCAL), "model.name")
-    root, class_map = anchor(data.root, "data.root"), anchor(data.class_map, "data.class_map")
+    root = data.root if prefix == "wds" and is_address(data.root) else anchor(data.root, "data.root")
+    class_map = anchor(data.class_map, "data.class_map")
     budget = recipe.budget
     if budget is not None and budget.table is not None:
         budget = dataclasses.replace(budget, table=anchor(budget.table, "budget.table"))
