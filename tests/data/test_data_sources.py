@@ -107,6 +107,22 @@ def test_class_map(folder: Path) -> None:
         open_data(config, seed=0)
     (folder / "names.txt").write_text("b\nc\na\n")
     assert open_data(config, seed=0).class_names == ("b", "c", "a")
+    (folder / "names.txt").write_bytes(b"\xef\xbb\xbfb\r\nc\r\na\r\n")  # as some editors write it
+    assert open_data(config, seed=0).class_names == ("b", "c", "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"b\nc\nb\na\n", r"names.txt' gives two outputs to b; a class is one output"),
+        (b"b\n\xe9\n", r"names.txt' is not text in UTF-8 \(.*position 2.*\); save it as that"),
+    ],
+    ids=["twice", "not UTF-8"],
+)
+def test_a_class_map_that_says_no_order(content: bytes, text: str, folder: Path) -> None:
+    (folder / "names.txt").write_bytes(content)
+    with pytest.raises(DataError, match=text):
+        open_eval(replace(CONFIG, dataset="folder", root=str(folder), class_map=str(folder / "names.txt")))
 
 
 def test_a_class_map_says_which_of_more_outputs(folder: Path) -> None:

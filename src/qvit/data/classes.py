@@ -15,13 +15,20 @@ NAMED = 3  # classes that an error names
 
 
 def read_class_map(path: str) -> dict[str, int] | None:
-    """A class map as name -> output; None for no path. Raises DataError when it is missing."""
+    """A class map as name -> output; None for no path. Raises DataError when it is missing, no text, or has a name twice."""
     if not path:
         return None
     if not Path(path).is_file():
         raise DataError(f"class_map={path!r} is not a file; give a text file with one class name per line")
-    names = Path(path).read_text(encoding="utf-8").split("\n")
-    return {name.strip(): output for output, name in enumerate(names) if name.strip()}
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise DataError(f"class_map={path!r} is not text in UTF-8 ({error}); save it as that") from error
+    outputs = {name: output for output, line in enumerate(lines) if (name := line.strip())}
+    twice = [name for output, line in enumerate(lines) if (name := line.strip()) and outputs[name] != output]
+    if twice:
+        raise DataError(f"class_map={path!r} gives two outputs to {_some(twice)}; a class is one output")
+    return outputs
 
 
 def in_order(outputs: Mapping[str, int]) -> tuple[str, ...]:
