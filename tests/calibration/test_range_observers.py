@@ -201,6 +201,12 @@ def test_errors_say_what_is_allowed() -> None:
         Extremes(1, 0).update(torch.tensor([1.0, float("inf")]))
 
 
+@pytest.mark.parametrize("given", ["Percentile", Percentile], ids=["a name", "a class"])
+def test_what_is_no_observer_does_not_count_as_min_max(given: object) -> None:
+    with pytest.raises(ValueError, match=r"^observer is .*Percentile.*; allowed: LeastSquares\(\), MinMax\(\), "):
+        calibrate(quantize(vit(), quiet=True), [images(vit(), 2)], observer=given)  # type: ignore[arg-type]
+
+
 class Doubled(nn.Module):
     """A module that computes in integers: twice as much as it should."""
 

@@ -93,6 +93,15 @@ def test_options_round_trip(method: str) -> None:
     assert recipe_from_values(json.loads(json.dumps(recipe_to_values(recipe)))) == recipe
 
 
+@pytest.mark.parametrize("method", ["ptq", "fqvit"])
+def test_an_observer_is_a_value_and_not_its_name(method: str) -> None:
+    config = METHODS[method].config
+    with pytest.raises(
+        ValueError, match=rf"^{config.__name__}\.observer is 'Percentile'; allowed: LeastSquares\(\), MinM"
+    ):
+        config(observer="Percentile")
+
+
 def test_cost_is_the_same_read_off_the_module_and_off_the_program(done: tuple[Path, Path]) -> None:
     result = read_result(done[1] / "uniform3")
     program = cost_of_program(qvit_runtime.load(done[1] / "uniform3" / "model.qvit"))

@@ -25,7 +25,7 @@ from qvit_runtime.check_data import MIN_SCALE
 from ..quantizers.fake_quantize import grouped
 from ..quantizers.quantizer import Quantizer, require_quantized
 from .least_squares import Points, points
-from .range_observers import LeastSquares, Observer, fit_grid, watcher
+from .range_observers import LeastSquares, Observer, check_observer, fit_grid, watcher
 
 Images = Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]]
 CHUNK = 64  # groups fitted at a time: bounds the memory of the search
@@ -83,9 +83,11 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8, observer: Obse
     batches   how many of them to use
     observer  how scales follow from data; the default is LeastSquares()
 
-    Warns about a group that is zero everywhere (it gets a finite scale). Raises ValueError when `images` is empty.
+    Warns about a group that is zero everywhere (it gets a finite scale). Raises ValueError when `images` is empty, and for
+    what is no observer.
     """
-    observer = observer or LeastSquares()
+    observer = LeastSquares() if observer is None else observer
+    check_observer("observer", observer)
     quantizers = require_quantized(model)
     fit_weights(model, observer)
     watchers = {

@@ -78,6 +78,13 @@ class MeanSquaredError:
 Observer = LeastSquares | MinMax | MovingAverage | Percentile | MeanSquaredError
 
 
+def check_observer(what: str, observer: object) -> None:
+    """Raise ValueError, naming `what`, for anything but an observer: a name or a class would count as MinMax()."""
+    if not isinstance(observer, Observer):
+        allowed = ", ".join(f"{cls.__name__}()" for cls in Observer.__args__)
+        raise ValueError(f"{what} is {observer!r}; allowed: {allowed}")
+
+
 def watcher(observer: Observer, groups: int, axis: int) -> Histogram | Extremes:
     """What collects the data that this observer looks at, for an activation whose `axis` the groups divide."""
     match observer:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..calibration.calibrate import Images
 from ..calibration.calibrate import calibrate as calibrate_quantizers
-from ..calibration.range_observers import MinMax, Observer
+from ..calibration.range_observers import MinMax, Observer, check_observer
 from ..network.convert import quantize as quantize_spec
 from ..spec import FixedBits, PerChannel, PerTensor, Spec
 
@@ -31,6 +31,7 @@ class PostTraining:
 
     def __post_init__(self) -> None:
         _ = self.spec  # refuses impossible bits
+        check_observer("PostTraining.observer", self.observer)
 
     @property
     def spec(self) -> Spec:

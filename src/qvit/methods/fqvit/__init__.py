@@ -58,7 +58,7 @@ from torch import Tensor, nn
 
 from ...calibration.calibrate import Images, calibration_images, fit_quantizer, fit_weight, observe, weight_owners
 from ...calibration.observers import Extremes
-from ...calibration.range_observers import MinMax, Observer, grid_of_range, watcher
+from ...calibration.range_observers import MinMax, Observer, check_observer, grid_of_range, watcher
 from ...network.convert import quantize as quantize_uniformly
 from ...network.placement import format_placement
 from ...network.support import UnsupportedModelError
@@ -95,9 +95,7 @@ class FQViT:
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "attention_bits"):
             check_bits(f"FQViT.{name}", getattr(self, name))
-        if not isinstance(self.observer, Observer):
-            allowed = ", ".join(f"{cls.__name__}()" for cls in Observer.__args__)
-            raise ValueError(f"FQViT.observer is {self.observer!r}; allowed: {allowed}")
+        check_observer("FQViT.observer", self.observer)
 
 
 def quantize(model: nn.Module, config: FQViT | None = None, *, quiet: bool = False) -> nn.Module:
