@@ -114,3 +114,13 @@ def test_a_broken_float_model_is_named() -> None:
     model = quantize(vit())
     with pytest.raises(FloatingPointError, match="the float model is not finite"):
         calibrate(model, [images(model) * float("nan")])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_of_the_last_layer_are_named(value: float) -> None:
+    """No activation behind it is observed that could show them."""
+    model = quantize(vit())
+    with torch.no_grad():
+        model.head.weight[2, 3] = value  # type: ignore[union-attr, index]
+    with pytest.raises(FloatingPointError, match=r"NaN or infinity in head\.weight: check the float weights"):
+        calibrate(model, [images(model)])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import qvit_runtime
@@ -100,6 +101,16 @@ def test_an_observer_is_a_value_and_not_its_name(method: str) -> None:
         ValueError, match=rf"^{config.__name__}\.observer is 'Percentile'; allowed: LeastSquares\(\), MinM"
     ):
         config(observer="Percentile")
+
+
+@pytest.mark.parametrize("method", ["ptq", "tsptq", "fqvit", "qvit-irm"])
+def test_weights_that_are_not_finite_stop_calibration(method: str) -> None:
+    model, config = vit(depth=1), METHODS[method].uniform(8, 8)
+    with torch.no_grad():
+        model.head.weight[2, 3] = float("nan")  # type: ignore[union-attr, index]
+    quantized = METHODS[method].quantize(model, config)
+    with pytest.raises(FloatingPointError, match=r"in head\.weight: check the float weights"):
+        METHODS[method].calibrate(quantized, config, [images(model, 2)], 1)
 
 
 def test_cost_is_the_same_read_off_the_module_and_off_the_program(done: tuple[Path, Path]) -> None:

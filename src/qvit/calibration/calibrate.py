@@ -84,11 +84,12 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8, observer: Obse
     observer  how scales follow from data; the default is LeastSquares()
 
     Warns about a group that is zero everywhere (it gets a finite scale). Raises ValueError when `images` is empty, and for
-    what is no observer.
+    what is no observer; FloatingPointError for weights or activations that are not finite.
     """
     observer = LeastSquares() if observer is None else observer
     check_observer("observer", observer)
     quantizers = require_quantized(model)
+    finite_weights(model)
     fit_weights(model, observer)
     watchers = {
         name: watcher(observer, quantizer.scale_groups, quantizer.axis)
@@ -138,6 +139,17 @@ def weight_owners(model: nn.Module) -> dict[str, Tensor]:
     """Weight tensor of each weight quantizer, by tensor name."""
     quantizers = require_quantized(model)
     return {name: parameter for name, parameter in model.named_parameters() if name in quantizers}
+
+
+def finite_weights(model: nn.Module) -> dict[str, Tensor]:
+    """`weight_owners`. Raises FloatingPointError for NaN, which has no code; no activation shows it behind the last layer."""
+    owners = weight_owners(model)
+    for name, weight in owners.items():
+        if not torch.isfinite(weight).all():
+            raise FloatingPointError(
+                f"calibration met NaN or infinity in {name}: check the float weights that the model was loaded with"
+            )
+    return owners
 
 
 def fit_weights(model: nn.Module, observer: Observer | None = None) -> None:

@@ -56,7 +56,7 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ...calibration.calibrate import Images, calibration_images, fit_quantizer, fit_weight, observe, weight_owners
+from ...calibration.calibrate import Images, calibration_images, finite_weights, fit_quantizer, fit_weight, observe
 from ...calibration.observers import Extremes
 from ...calibration.range_observers import MinMax, Observer, check_observer, grid_of_range, watcher
 from ...network.convert import quantize as quantize_uniformly
@@ -159,7 +159,8 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
     images   batches (B, 3, height, width) of normalised training images, or (images, labels) pairs
     batches  how many of them to use; they are read twice, so they are kept: for ranges, then for the factors
 
-    Warns about a tensor that is zero everywhere. Raises ValueError when `images` is empty or the model is not FQ-ViT's.
+    Warns about a tensor that is zero everywhere. Raises ValueError when `images` is empty or the model is not FQ-ViT's,
+    FloatingPointError for weights or activations that are not finite.
     """
     config = getattr(model, "fqvit", None)
     if not isinstance(config, FQViT):
@@ -168,7 +169,7 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
         )
     kept = list(calibration_images(images, batches))
     quantizers = require_quantized(model)
-    owners = weight_owners(model)
+    owners = finite_weights(model)
     for name, weight in owners.items():
         fit_weight(name, quantizers[name], weight, MinMax())
     norms = dict(_stream_norms(model))
