@@ -69,6 +69,13 @@ def test_no_images() -> None:
         calibrate(quantize(vit()), [])
 
 
+@pytest.mark.parametrize("batches", [0, -1])
+def test_no_batches(batches: int) -> None:
+    """Not the loader's fault."""
+    with pytest.raises(ValueError, match=rf"^calibration was asked for {batches} batches; it takes 1 or more$"):
+        calibrate(quantize(vit()), [images(vit())], batches=batches)
+
+
 def test_a_model_without_quantizers() -> None:
     with pytest.raises(ValueError, match="has no quantizers"):
         calibrate(nn.Linear(2, 2), [torch.zeros(1, 2)])

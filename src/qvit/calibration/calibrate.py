@@ -106,8 +106,10 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8, observer: Obse
 def calibration_images(images: Images, batches: int) -> Iterator[Tensor]:
     """The images of the first `batches` batches, (B, channels, height, width) each; labels beside them are not looked at.
 
-    Raises ValueError, at its end, when there were none.
+    Raises ValueError for fewer than one batch and, at its end, when there were none.
     """
+    if batches < 1:
+        raise ValueError(f"calibration was asked for {batches} batches; it takes 1 or more")
     batch = None
     for batch in islice(images, batches):
         yield batch[0] if isinstance(batch, (tuple, list)) else batch
