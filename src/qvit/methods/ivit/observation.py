@@ -3,7 +3,8 @@
 `Observation` gives the operations of `arithmetic` their float meaning: exact softmax, GELU and LayerNorm, nothing rounded.
 Run with it, the network computes what timm's model computes. Of each grid it keeps a histogram, from which the scales come:
 
-    16-bit grids                   the largest magnitude: the stream has bits to spare, and clipping it is felt everywhere
+    16-bit grids                   the limit of the histogram, 1 to 2 times the largest magnitude (it doubles, see `observers`): the
+                                   stream has bits to spare, and clipping it is felt everywhere
     grids of up to 8 bits          the least-squares scale
 """
 
