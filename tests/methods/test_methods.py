@@ -113,6 +113,19 @@ def test_weights_that_are_not_finite_stop_calibration(method: str) -> None:
         METHODS[method].calibrate(quantized, config, [images(model, 2)], 1)
 
 
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.trains and name != "ptq"])
+def test_what_has_no_gradient_refuses_to_be_trained(method: str) -> None:
+    """Else `fit` would move the last layers alone, and nobody would know. In eval mode gradients may be on."""
+    model, config = vit(depth=1), METHODS[method].uniform(8, 8)
+    quantized = METHODS[method].quantize(model, config)
+    METHODS[method].calibrate(quantized, config, [images(model, 2)], 1)
+    assert torch.isfinite(quantized.eval()(images(model, 2))).all()
+    with pytest.raises(RuntimeError, match=r"no gradient, so .* post-training quantization; train with method 'qvit'"):
+        quantized.train()(images(model, 2))
+    with torch.no_grad():
+        assert torch.isfinite(quantized(images(model, 2))).all()
+
+
 def test_cost_is_the_same_read_off_the_module_and_off_the_program(done: tuple[Path, Path]) -> None:
     result = read_result(done[1] / "uniform3")
     program = cost_of_program(qvit_runtime.load(done[1] / "uniform3" / "model.qvit"))

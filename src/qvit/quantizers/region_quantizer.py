@@ -21,7 +21,7 @@ further than s / 2 from a level (a multiple at or below -0.17 would waste a leve
 bit would spend half of the low region on the 0.17 below zero. z stops at Q, so that zero stays in the low region. The
 offset folds into the bias of the layer behind (`freeze`).
 
-Post-training only: a `RegionQuantizer` has no gradient.
+Post-training only: a `RegionQuantizer` has no gradient, and refuses to take part in training.
 """
 
 from __future__ import annotations
@@ -89,6 +89,11 @@ class RegionQuantizer(Quantizer):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantized x, same shape. Arithmetic is float32, also under autocast; a float64 x comes back as float64."""
+        if self.training and x.requires_grad:
+            raise RuntimeError(
+                "two-scaled quantizers have no gradient, so nothing in front of them would learn: TSPTQ-ViT is post-training "
+                "quantization; train with method 'qvit' or 'lsq', or put the model into eval mode"
+            )
         if not self.is_calibrated:
             raise UncalibratedError(
                 "this two-scaled quantizer has no scale yet: run qvit.methods.tsptq.calibrate(model, images), or load a "

@@ -7,7 +7,7 @@
 
 What is integer in the program is integer here, int64 or exact in float64, so that codes come out equal; quantized linear
 layers and the scores q k^T are products of fake-quantized floats as everywhere in qvit. No gradient passes an integer op:
-this is post-training quantization.
+this is post-training quantization, and the LayerNorm refuses to take part in training.
 
 Each integer module has a `float_forward`, what the float network computes in its place: calibration runs that.
 """
@@ -73,6 +73,11 @@ class IntegerLayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)"""
+        if self.training and x.requires_grad:
+            raise RuntimeError(
+                "an integer LayerNorm has no gradient, so only the classifier would learn: FQ-ViT is post-training quantization; "
+                "train with method 'qvit', 'lsq' or 'ivit', or put the model into eval mode"
+            )
         x_q = codes_of(self.input_quantizer(x), self.input_quantizer)
         quantizer = self.output_quantizer
         low, high = (int(bound) for bound in code_range(quantizer.bit_width.float(), signed=True))
@@ -232,7 +237,7 @@ def _shift_mix(
 ) -> Tensor:
     """(B, H, N, N), (B, H, N, d) -> (B, N, C)"""
     scores_quantizer, v_quantizer = module.scores_quantizer, module.v_quantizer
-    scores_scale, v_scale = (quantizer.scale_at(quantizer.bit_width) for quantizer in (scores_quantizer, v_quantizer))
+    scores_scale, v_scale = (q.scale_at(q.bit_width).detach() for q in (scores_quantizer, v_quantizer))
     attention = module.attn_drop(module.softmax(scores_quantizer(scores), scores_scale, bias, mask))
     output = module.product(attention, v_quantizer(v), v_scale).transpose(1, 2).flatten(2)
     return module.proj_drop(module.proj(output))
