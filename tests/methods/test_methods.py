@@ -103,6 +103,15 @@ def test_an_observer_is_a_value_and_not_its_name(method: str) -> None:
         config(observer="Percentile")
 
 
+@pytest.mark.parametrize("method", ["qvit-irm", "ivit", "fqvit", "tsptq"])
+@pytest.mark.parametrize("make", [vit, swin])
+def test_what_a_method_adds_is_on_the_device_of_the_model(make: Callable[..., nn.Module], method: str) -> None:
+    """A float row that was trained on a GPU stays there, and the next row quantizes it there."""
+    model = METHODS[method].quantize(make().to("meta"), METHODS[method].uniform(4, 4))
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert {name for name, tensor in state.items() if tensor.device.type != "meta"} == set()
+
+
 @pytest.mark.parametrize("method", ["ptq", "tsptq", "fqvit", "qvit-irm"])
 def test_weights_that_are_not_finite_stop_calibration(method: str) -> None:
     model, config = vit(depth=1), METHODS[method].uniform(8, 8)

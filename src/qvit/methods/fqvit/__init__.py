@@ -131,6 +131,7 @@ def quantize(model: nn.Module, config: FQViT | None = None, *, quiet: bool = Fal
             case SwinTransformerBlock():
                 result.set_submodule(name, builder.swin_block(module))
     builder.ends(result)
+    result.to(next(model.parameters()).device)
     if not quiet:
         print(format_placement(placement(result)), file=sys.stderr)
     return result

@@ -79,7 +79,7 @@ def quantize(model: nn.Module, config: IViT | None = None) -> IntegerTransformer
     else:
         assert isinstance(source, VisionTransformer)
         network = IntegerViT(source, *bits)
-    return network.train(model.training)
+    return network.to(next(model.parameters()).device).train(model.training)
 
 
 def require_integer(model: nn.Module) -> IntegerTransformer:

@@ -75,7 +75,7 @@ def quantize(model: nn.Module, config: QViTIRM) -> nn.Module:
             raise UnsupportedModelError(f"{name} has QK-norm: its q and k are normalised already; use method 'lsq'")
         if config.rectify:
             attention.qkv = RectifiedLinear(attention.qkv, attention.num_heads)
-    return result
+    return result.to(next(model.parameters()).device)
 
 
 @torch.no_grad()
