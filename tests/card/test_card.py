@@ -24,8 +24,10 @@ from qvit.card.text import readme
 from qvit.cli import main
 from qvit.data import DataConfig, resolve_data
 from qvit.evaluation.paired import Paired
+from qvit.methods.qvit_irm import QViTIRM
 from qvit.pipeline.finished import read_result
 from qvit.spec import FixedBits, Spec
+from qvit.training.feature_distill import FeatureDistillation
 from qvit.training.fit_config import FitConfig
 from qvit_runtime.cli import main as runtime
 from qvit_runtime.preprocess import load_image, preprocess
@@ -129,6 +131,8 @@ def test_the_numbers_are_those_of_the_result(card: Path, done: tuple[Path, Path]
     assert "in float32 stay Add, Gelu, LayerNorm, Softmax, Tokens" in text
     assert "(img_size=28, patch_size=14, embed_dim=16, depth=1, num_heads=2), weights: random, then 0.5 epochs" in text
     assert "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9;" in text
+    assert "| calibration | 32 training images |" in text
+    assert "batches of 32, distillation from the float model (0.5) |" in text
 
 
 def test_bits_by_role(facts: Facts) -> None:
@@ -298,6 +302,16 @@ def test_runs_that_say_less(facts: Facts) -> None:
     ptq = dataclasses.replace(facts, recipe=fixed)
     assert "| training | none: scales come from calibration |" in text_of(ptq, budget=None)
     assert "| budget that was given | none: the bit-widths were |" in text_of(ptq, budget=None)
+    assert "| calibration | 160 training images |" in text_of(facts, calibration_images=160)
+    features = FitConfig(epochs=1, accumulate=2, features=FeatureDistillation())
+    guided = dataclasses.replace(fixed, method="qvit-irm", quantize=QViTIRM(), fit=FitConfig(epochs=1))
+    unguided = dataclasses.replace(guided, quantize=QViTIRM(guide=0.0))
+    for recipe, taught in (
+        (dataclasses.replace(fixed, fit=features), "batches of 64, its features (1) |"),
+        (guided, "batches of 32, similarities of its queries and keys, DGD (1) |"),
+        (unguided, "batches of 32, no teacher |"),
+    ):
+        assert taught in text_of(dataclasses.replace(facts, recipe=recipe), budget=None)
     how = dataclasses.replace(facts.program.preprocess, crop_mode="squash", labels=("<b>a|b</b>", "c"))
     other = text_of(dataclasses.replace(facts, program=dataclasses.replace(facts.program, preprocess=how)))
     assert "`model.onnx` takes `image[None]` of the lines above" in other

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from qvit_runtime.inspection import describe
 
+from ..methods.qvit_irm import QViTIRM
 from ..settings.recipe import LOCAL
 from .bits import head_table, role_table, widths
 from .facts import Facts, public
@@ -175,14 +176,14 @@ def _made(facts: Facts) -> str:
     training = "none: scales come from calibration"
     if fit.epochs:
         training = (
-            f"{fit.epochs:g} epochs, {fit.optimizer}, learning rate {fit.learning_rate:g}, batches of {recipe.data.batch_size}, "
-            + (f"distillation from the float model ({fit.distillation:g})" if fit.distillation else "no teacher")
+            f"{fit.epochs:g} epochs, {fit.optimizer}, learning rate {fit.learning_rate:g}, batches of "
+            f"{recipe.data.batch_size * fit.accumulate}, {_teaching(facts)}"
         )
     rows = [
         ["", ""],
         ["method", METHODS[recipe.method]],
         ["float model", f"`{facts.name}`{_arguments(facts)}, weights: {_weights(facts)}"],
-        ["calibration", f"{recipe.calibration} training images"],
+        ["calibration", f"{facts.result.get('calibration_images', recipe.calibration)} training images"],
         ["training", training],
         ["seed", str(recipe.seed)],
         ["started", str(public(facts.provenance["started"]))],
@@ -190,6 +191,17 @@ def _made(facts: Facts) -> str:
         ["command", f"`{facts.command}`"],
     ]
     return _table(rows)
+
+
+def _teaching(facts: Facts) -> str:
+    """What the float model taught, by the names of the losses."""
+    recipe, fit = facts.recipe, facts.recipe.fit
+    losses = [f"distillation from the float model ({fit.distillation:g})"] if fit.distillation else []
+    if fit.features is not None:
+        losses.append(f"its features ({fit.features.weight:g})")
+    if isinstance(recipe.quantize, QViTIRM) and recipe.quantize.guide:
+        losses.append(f"similarities of its queries and keys, DGD ({recipe.quantize.guide:g})")
+    return ", ".join(losses) or "no teacher"
 
 
 def _weights(facts: Facts) -> str:

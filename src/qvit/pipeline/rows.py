@@ -131,6 +131,7 @@ def quantized_row(context: Context, folder: Path, row: Recipe, name: str, resume
     price = cost_of_module(model) if method.quantizers else cost_of_program(program)
     record |= outcome(price, judged, budget, context.data.num_classes)
     record["artifact_kib"] = len(artifact) / 1024
+    record["calibration_images"] = min(batches * context.data.eval_batch_size, context.splits.train_images)
     run.write_json("result.json", record)
     return record
 

@@ -65,7 +65,7 @@ class Recipe:
     model             the float model
     train_float       train the float model first with these settings (for a model without weights), or None
     data              images and augmentation
-    calibration       training images that calibration looks at
+    calibration       training images that calibration looks at, rounded up to whole batches of data.eval_batch_size
     quantize          options of the method; of qvit and lsq: what is quantized and how
     init_bits         init_bits.json of `qvit analyze --budget-gbitops`: learned bits start there, after calibration, and
                       fit goes on from them instead of solving a first allocation of its own; "": it does solve one
