@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from qvit.report.artifact import read_artifact
 from qvit.report.banks import read_banks
 from qvit.report.chart_grids import grids
 from qvit.report.chart_paths import looks, paths
+from qvit.report.chart_tradeoff import tradeoff
 from qvit.report.chart_training import training
 from qvit.report.picture import Cast, Table, digits, domain
 from qvit.report.read import read_run
@@ -243,6 +245,27 @@ def test_the_table_leaves_out_columns_that_no_run_fills(tmp_path: Path) -> None:
     row = dict(zip(grid.columns, grid.rows[0], strict=True))
     assert (row["minus float"].text, row["minus float"].number) == ("-3.00", -3.0)
     assert row["budget"].text == "0.05 gbitops"
+    assert row["images"].number == run.outcome.images  # type: ignore[union-attr]
+
+
+def test_the_table_says_when_times_were_not_measured_alike(tmp_path: Path) -> None:
+    runs = [read_run("one", write_run(tmp_path / "one")), read_run("two", write_run(tmp_path / "two", seed=1))]
+    assert "ms" in side_by_side(runs).columns
+    assert runs[1].bench is not None
+    other = dataclasses.replace(runs[1], bench=dataclasses.replace(runs[1].bench, threads=7))
+    assert "ms, NOT all measured alike" in side_by_side([runs[0], other]).columns
+
+
+def test_networks_of_one_name_are_tasks_of_their_own(tmp_path: Path) -> None:
+    """timm's factory makes a micro model and a large one of one name; neither belongs on the Pareto line of the other."""
+    names = ("one", "two", "three")
+    runs = [
+        read_run(name, write_run(tmp_path / name, ["result"], model_args={"depth": depth, "img_size": [28, 28]}))
+        for name, depth in zip(names, (1, 1, 2), strict=True)
+    ]
+    found = [picture for picture in tradeoff(runs, Cast(names, legend=False)) if "gbitops" in picture.key]
+    assert [picture.tables["outcomes"].column("run") for picture in found] == [["one", "two"], ["three"]]
+    assert "(depth=2, img_size=[28, 28]), " in found[1].title
 
 
 def test_small_helpers() -> None:

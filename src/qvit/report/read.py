@@ -133,6 +133,7 @@ def _outcome(path: Path) -> Outcome | None:
         return Outcome(
             method=str(record["method"]),
             model=str(record["model"]),
+            arguments=", ".join(f"{name}={value}" for name, value in (record.get("model_args") or {}).items()),
             seed=_whole(record, "seed"),
             images=_whole(record, "images"),
             collapse=record.get("collapse") and str(record["collapse"]),

@@ -45,9 +45,12 @@ def figure(value: float | None, digits: int) -> Cell:
 
 def side_by_side(runs: Sequence[Run]) -> Grid:
     """One row per run. A column that no run fills is left out."""
+    conditions = {run.bench.conditions for run in runs if run.bench is not None}
     titles = (
-        *("run", "method", "model", "top-1 %", "minus float", "program, top-1 %", "program = module %", "GBitOPs"),
-        *("budget", "W bits", "A bits", "KiB", "ms", "epochs", "seed", "state"),
+        *("run", "method", "model", "images", "top-1 %", "minus float", "program, top-1 %"),
+        *("program = module %", "GBitOPs", "budget", "W bits", "A bits", "KiB"),
+        "ms" if len(conditions) < 2 else "ms, NOT all measured alike",
+        *("epochs", "seed", "state"),
     )
     rows = [_row(run) for run in runs]
     used = [place for place in range(len(titles)) if any(row[place].text not in ("", "-") for row in rows)]
@@ -71,8 +74,9 @@ def _row(run: Run) -> list[Cell]:
             for key in ("gbitops", "weight_bits", "activation_bits")
         )
         return [
-            *(text(run.name), text(""), text(model.get("name")), figure(top1, 2), figure(None, 2), figure(None, 2)),
-            *(figure(None, 2), figure(gbitops, 4), figure(None, 4), figure(weights, 2), figure(activations, 2)),
+            *(text(run.name), text(""), text(model.get("name")), figure(None, 0), figure(top1, 2), figure(None, 2)),
+            *(figure(None, 2), figure(None, 2), figure(gbitops, 4), figure(None, 4)),
+            *(figure(weights, 2), figure(activations, 2)),
             *(
                 figure(None, 1),
                 milliseconds,
@@ -84,7 +88,7 @@ def _row(run: Run) -> list[Cell]:
     difference = None if o.top1 is None or o.top1_float is None or o.is_float else o.top1 - o.top1_float
     budget = ", ".join(f"{limit:.5g} {unit}" for unit, limit in o.budget.items())
     return [
-        *(text(run.name), text(o.method), text(o.model), figure(o.top1, 2)),
+        *(text(run.name), text(o.method), text(o.model), figure(o.images, 0), figure(o.top1, 2)),
         Cell("-" if difference is None else f"{difference:+.2f}", difference, True),
         *(figure(o.top1_frozen, 2), figure(o.agreement_frozen, 2), figure(o.gbitops, 4), text(budget)),
         *(figure(o.average_weight_bits, 2), figure(o.average_activation_bits, 2), figure(o.artifact_kib, 1)),

@@ -19,10 +19,14 @@ Numbers = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row of results. Accuracies and agreements in percent, sizes in KiB, times in seconds; None: not known."""
+    """A row of results. Accuracies and agreements in percent, sizes in KiB, times in seconds; None: not known.
+
+    arguments  of the model, which make it another network than its name says
+    """
 
     method: str
     model: str
+    arguments: str
     seed: int | None
     epochs: float | None
     images: int | None
@@ -52,8 +56,9 @@ class Outcome:
 
     @property
     def task(self) -> str:
-        """Rows of one task may be compared: the same model, judged on as many images."""
-        return f"{self.model}, {self.images} images"
+        """Rows of one task may be compared: the same model, arguments included, judged on as many images."""
+        arguments = f" ({self.arguments})" if self.arguments else ""
+        return f"{self.model}{arguments}, {self.images} images"
 
 
 @dataclass(frozen=True)
