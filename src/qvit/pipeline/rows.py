@@ -71,10 +71,10 @@ def train_float_row(context: Context, folder: Path, config: FitConfig, resume: b
     weights, done = folder / "model.safetensors", folder / "result.json"
     row = float_row(context.recipe, config)
     if done.exists() and weights.exists():
-        result = _finished(context, run, row)
+        finished = _finished(context, run, row)
         tensors, _ = load_tensors(weights)
         context.model.load_state_dict(tensors)
-        return result
+        return finished
     config = _begin(context, run, row, None)
     result = _fit(context, context.model, run, config, None, resume)
     context.model.eval()
