@@ -18,6 +18,7 @@ import qvit_runtime
 from qvit.cli import main
 from qvit.pipeline.finished import load, read_result
 from toy_pipeline import UNIFORM3
+from toy_programs import vit_program
 
 
 def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
@@ -45,6 +46,9 @@ def test_cost_of_a_run(done: tuple[Path, Path], capsys: pytest.CaptureFixture[st
     found = json_of(capsys, "cost", str(done[1]))
     assert found["gbitops"] == read_result(done[1])["gbitops"]
     assert json_of(capsys, "cost", str(done[1] / "uniform3"))["gbitops"] == pytest.approx(UNIFORM3)
+    assert main(["cost", str(done[1]), "--weight-bits", "8", "--num-classes", "5"]) == 2
+    text = "is a run, which has bits and classes of its own; leave --weight-bits, --num-classes out"
+    assert text in capsys.readouterr().err
 
 
 def test_cost_of_a_recipe_is_that_of_its_model_and_what_its_budget_means(
@@ -81,6 +85,13 @@ def test_cost_of_a_float_recipe_is_that_of_its_model_quantized_uniformly(
     found = json_of(capsys, "cost", str(path), "--weight-bits", "3", "--activation-bits", "3")
     assert found["gbitops"] == pytest.approx(UNIFORM3)
     assert (found["budget"], found["reach"]) == (None, None)
+
+
+def test_the_folder_of_a_json_file_is_made(tmp_path: Path) -> None:
+    """A verb that worked for hours does not end in an error for that."""
+    target = tmp_path / "new" / "x.json"
+    assert main(["cost", "vit_tiny_patch16_224", "--num-classes", "10", "--json", str(target)]) == 0
+    assert json.loads(target.read_text())["gbitops"] > 0
 
 
 def test_cost_counts_the_classes_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +139,18 @@ def test_eval_gives_one_table_for_everything(done: tuple[Path, Path], capsys: py
     assert table.keys() == artifact.keys() == float_table.keys()
     few = json_of(capsys, "eval", str(run), "--max-images", "16", "--split", "train", *data)
     assert few["images"] == 16
+
+
+def test_a_reference_for_other_images_or_classes_is_refused(
+    done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, artifact = vit_program(), str(done[1] / "model.qvit")
+    qvit_runtime.save(other, tmp_path / "other.qvit")
+    arguments = ["eval", artifact, "--data", str(done[0].parent / "digits"), "--reference"]
+    assert main([*arguments, str(tmp_path / "other.qvit")]) == 2
+    side = other.preprocess.size[0]
+    text = f"{artifact} has images of 28 pixels and the reference {tmp_path / 'other.qvit'} images of {side} pixels; give a"
+    assert text in capsys.readouterr().err
 
 
 def test_eval_of_images_without_labels(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,8 +209,8 @@ def test_eval_of_an_artifact_goes_by_the_names_of_its_outputs(
             r"qvit: --set changes a recipe, and deit_tiny_patch16_224 is none; leave it out or give a recipe \(.toml\)",
         ),
         (
-            ["cost", "deit_tiny_patch16_224", "--json", "none/x.json"],
-            r"qvit: .*No such file or directory: 'none/x.json'",
+            ["cost", "deit_tiny_patch16_224", "--json", "."],
+            r"qvit: .*Is a directory: '.'",
         ),
         (["eval", "."], r"qvit: . has no recipe.json, so it is no run directory"),
         (

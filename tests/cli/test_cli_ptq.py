@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from qvit.calibration.range_observers import Percentile
 from qvit.cli import main
+from qvit.cli.data import data_from
+from qvit.data import DataConfig
 from qvit.pipeline.finished import read_recipe, read_result
 
 
@@ -35,6 +39,7 @@ def test_from_a_float_run(done: tuple[Path, Path], capsys: pytest.CaptureFixture
     assert "blocks.0.attn.softmax" not in text
     recipe = read_recipe(out)
     assert (recipe.calibration, recipe.data.eval_batch_size, recipe.fit.epochs) == (32, 32, 0)
+    assert result["calibration_images"] == 32
 
 
 def test_bits_observer_and_placement(
@@ -46,7 +51,8 @@ def test_bits_observer_and_placement(
     changed.write_text(recipe.read_text().replace("[model]", f'[model]\ncheckpoint = "{run / "float"}"'))
     choices = ["--weight-bits", "2", "--activation-bits", "3", "--observer", "percentile", "--max-images", "40"]
     out = str(tmp_path / "out")
-    result, text = ptq(capsys, str(changed), *choices, "--calibration-images", "32", "--placement", "--out", out)
+    result, text = ptq(capsys, str(changed), *choices, "--calibration-images", "40", "--placement", "--out", out)
+    assert result["calibration_images"] == 64  # two batches of the recipe's 32
     assert (result["method"], result["images"]) == ("PTQ Percentile W2A3", 40)
     assert read_recipe(out).quantize.observer == Percentile()  # type: ignore[union-attr]
     assert result["bits"]["blocks.0.mlp.fc1.weight"] == 2
@@ -74,6 +80,34 @@ def test_an_image_beside_the_splits_does_not_hide_them(
     shutil.copy(next((folder / "train" / "3").iterdir()), folder / "preview.png")
     result, _ = ptq(capsys, str(done[1] / "float"), "--data", str(folder), "--out", str(tmp_path / "out"))
     assert (result["images"], result["top1_float"]) == (80, read_result(done[1] / "float")["top1"])
+
+
+def test_a_run_on_relative_paths_is_read_from_another_directory(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(done[0].parent)
+    (tmp_path / "names.txt").write_text("\n".join("0123456789"))
+    class_map = os.path.relpath(tmp_path / "names.txt")
+    options = ["--data", "./digits", "--class-map", class_map, "--calibration-images", "16"]
+    result, _ = ptq(capsys, str(done[1] / "float"), *options, "--out", str(tmp_path / "out"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "out", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == result["top1"]
+
+
+def test_another_data_set_does_not_take_a_folder_of_images_for_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = DataConfig(root="/images")
+    given = Namespace(data="hfds/ORG/NAME", split=None, class_map=None)
+    assert (data_from(given, images).dataset, data_from(given, images).root) == ("hfds/ORG/NAME", "")
+    cached = DataConfig(dataset="hfds/ORG/OTHER", root="/cache")
+    assert data_from(given, cached).root == "/cache"
+    given.data = "digits/train"  # a folder, which begins like the digits of the wheel
+    assert data_from(given, images).root == str(tmp_path / "digits" / "train")
+    given.data = "hfds/./parquet"
+    assert data_from(given, cached).dataset == f"hfds/{tmp_path / 'parquet'}"
 
 
 def test_default_directory_and_resume(

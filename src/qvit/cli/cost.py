@@ -28,16 +28,19 @@ from ..spec import check_bits
 from .output import say
 from .run import add_set
 
+OF_NO_RUN = ("weight-bits", "activation-bits", "num-classes")
+BITS = 4  # where the command line does not say
+
 
 def add_cost(verbs: Any) -> argparse.ArgumentParser:
     """Add the verb to the sub-parsers of `qvit`."""
     parser = verbs.add_parser("cost", help="BitOPs, average bits and KiB of a model")
     parser.add_argument("model", help="timm model name, recipe (its model as it quantizes it), or run directory")
-    bits_help = "of a timm model, or of all that a recipe learns, 2 to 8 (default: %(default)s); a run has its own"
-    parser.add_argument("--weight-bits", type=int, default=4, metavar="N", help=bits_help)
-    parser.add_argument("--activation-bits", type=int, default=4, metavar="N", help=bits_help)
+    bits_help = f"of a timm model, or of all that a recipe learns, 2 to 8 (default: {BITS}); a run has its own"
+    parser.add_argument("--weight-bits", type=int, metavar="N", help=bits_help)
+    parser.add_argument("--activation-bits", type=int, metavar="N", help=bits_help)
     parser.add_argument(
-        "--num-classes", type=int, default=0, metavar="N", help="size of the classifier of a timm model or a recipe's"
+        "--num-classes", type=int, metavar="N", help="size of the classifier of a timm model or a recipe's"
     )
     add_set(parser)
     parser.add_argument("--placement", action="store_true", help="also print where every bit and float op sits")
@@ -54,7 +57,7 @@ def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:
             f"--set changes a recipe, and {arguments.model} is none; leave it out or give a recipe (.toml)"
         )
     if path.is_dir():
-        method, model = _of_run(path)
+        method, model = _of_run(path, arguments)
     elif path.suffix == ".toml":
         recipe = load_recipe(path, arguments.set)
         method, model = _of_recipe(recipe, arguments)
@@ -77,7 +80,10 @@ def cost_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**summary, **limits}
 
 
-def _of_run(run: Path) -> tuple[Method, nn.Module]:
+def _of_run(run: Path, arguments: argparse.Namespace) -> tuple[Method, nn.Module]:
+    given = [f"--{name}" for name in OF_NO_RUN if getattr(arguments, name.replace("-", "_")) is not None]
+    if given:
+        raise ValueError(f"{run} is a run, which has bits and classes of its own; leave {', '.join(given)} out")
     name = read_recipe(run).method
     if name == FLOAT:
         raise ValueError(f"{run} is a float run: nothing of it is quantized")
@@ -87,7 +93,7 @@ def _of_run(run: Path) -> tuple[Method, nn.Module]:
 def _of_float(config: ModelConfig, arguments: argparse.Namespace) -> tuple[Method, nn.Module]:
     """A model of which nobody says how it is quantized: uniformly."""
     method = METHODS["lsq"]
-    options = method.uniform(arguments.weight_bits, arguments.activation_bits)
+    options = method.uniform(*_bits(arguments))
     return method, method.quantize(_without_weights(config, arguments), options)
 
 
@@ -101,12 +107,20 @@ def _of_recipe(recipe: Recipe, arguments: argparse.Namespace) -> tuple[Method, n
             f"what method {recipe.method!r} costs is read off its program: run {arguments.model}, then qvit cost RUN"
         )
     model = method.quantize(_without_weights(recipe.model, arguments), recipe.quantize)
-    check_bits("--weight-bits", arguments.weight_bits)
-    check_bits("--activation-bits", arguments.activation_bits)
+    weight_bits, activation_bits = _bits(arguments)
+    check_bits("--weight-bits", weight_bits)
+    check_bits("--activation-bits", activation_bits)
     quantizers = named_quantizers(model)
-    for name, widths in uniform_bits(model, arguments.weight_bits, arguments.activation_bits).items():
+    for name, widths in uniform_bits(model, weight_bits, activation_bits).items():
         quantizers[name].bit_width.copy_(widths)  # also where they could not be learned: this model is only looked at
     return method, model
+
+
+def _bits(arguments: argparse.Namespace) -> tuple[int, int]:
+    """(weight bits, activation bits) of the arguments"""
+    given = (arguments.weight_bits, arguments.activation_bits)
+    weight_bits, activation_bits = (BITS if bits is None else bits for bits in given)
+    return weight_bits, activation_bits
 
 
 def _without_weights(config: ModelConfig, arguments: argparse.Namespace) -> nn.Module:

@@ -40,9 +40,9 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def timm_model(name: str, arguments: argparse.Namespace) -> ModelConfig:
     """The float model of a timm name with the weights that the command line gives it, or the name's own."""
-    if name.startswith(LOCAL):  # a run directory remembers it, and may be read from elsewhere
-        name = LOCAL + str(Path(name.removeprefix(LOCAL)).resolve())
-    checkpoint = arguments.checkpoint
+    if name.startswith(LOCAL):
+        name = LOCAL + _absolute(name.removeprefix(LOCAL))
+    checkpoint = _absolute(arguments.checkpoint)
     return ModelConfig(name, checkpoint=checkpoint, pretrained=not checkpoint, num_classes=arguments.num_classes)
 
 
@@ -69,17 +69,26 @@ def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
     The class map of `base` is kept for another data set, since it says what the outputs of the model stand for.
     """
     if arguments.class_map is not None:
-        base = dataclasses.replace(base, class_map=arguments.class_map)
+        base = dataclasses.replace(base, class_map=_absolute(arguments.class_map))
     split = arguments.split
     if not arguments.data:
         return base if split is None else dataclasses.replace(base, eval_split=split)
     split = "validation" if split is None else split
-    if arguments.data == "digits" or arguments.data.partition("/")[0] in ("hfds", "hfids", "wds"):
-        return dataclasses.replace(base, dataset=arguments.data, eval_split=split)
+    kind, _, name = arguments.data.partition("/")
+    if arguments.data == "digits" or kind in ("hfds", "hfids", "wds"):
+        dataset = f"{kind}/{_absolute(name)}" if name.startswith(".") else arguments.data
+        root = base.root if kind in (base.dataset.partition("/")[0], "wds") else ""  # a folder of images is no cache
+        return dataclasses.replace(base, dataset=dataset, root=root, eval_split=split)
+    root = _absolute(arguments.data)
     flat = holds_images(arguments.data) and not (split and split_folder(arguments.data, split))
     if flat:  # no class folders: no labels
-        return dataclasses.replace(base, dataset="images", root=arguments.data, eval_split="")
-    return dataclasses.replace(base, dataset="folder", root=arguments.data, eval_split=split)
+        return dataclasses.replace(base, dataset="images", root=root, eval_split="")
+    return dataclasses.replace(base, dataset="folder", root=root, eval_split=split)
+
+
+def _absolute(path: str) -> str:
+    """A path from the working directory; a run directory remembers it, and may be read from elsewhere. "" stays."""
+    return str(Path(path).resolve()) if path else ""
 
 
 def recipe_with_weights(path: Path) -> Recipe:

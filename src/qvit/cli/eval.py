@@ -38,7 +38,7 @@ def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{arguments.what} does not say on which images to evaluate; give --data FOLDER, or digits")
     check_weights_are_wanted(arguments, arguments.what, arguments.reference)
     model, data = _open_model(arguments.what, arguments)
-    reference = _open_model(arguments.reference, arguments)[0] if arguments.reference else None
+    reference = _reference(arguments, data) if arguments.reference else None
     outputs: tuple[str, ...] = ()
     if isinstance(model, qvit_runtime.Program) and arguments.class_map is None:
         outputs = model.preprocess.labels
@@ -55,6 +55,21 @@ def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         if value is not None:
             say(arguments, f"{key:<10} {value:.2f} %" if isinstance(value, float) else f"{key:<10} {value}")
     return found
+
+
+def _reference(arguments: argparse.Namespace, data: DataConfig) -> nn.Module | qvit_runtime.Program:
+    """The model of --reference. Raises ValueError where it cannot be given the images, or has other classes."""
+    reference, own = _open_model(arguments.reference, arguments)
+    for what, needed, taken in (
+        ("images of {} pixels", data.image_size, own.image_size),
+        ("{} classes", data.num_classes, own.num_classes),
+    ):
+        if needed != taken:
+            raise ValueError(
+                f"{arguments.what} has {what.format(needed)} and the reference {arguments.reference} {what.format(taken)}; "
+                "give a reference that has the same"
+            )
+    return reference
 
 
 def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | qvit_runtime.Program, DataConfig]:

@@ -63,9 +63,10 @@ def say(arguments: argparse.Namespace, *lines: str) -> None:
 
 
 def write_json(target: str, result: dict[str, Any]) -> None:
-    """Write a result as JSON, "-" for standard output."""
+    """Write a result as JSON, "-" for standard output; a folder that is missing is made, since the work is done."""
     text = json.dumps(result, indent=2)
     if target == "-":
         print(text)
     else:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
         Path(target).write_text(text + "\n", encoding="utf-8")
