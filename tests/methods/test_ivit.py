@@ -28,6 +28,17 @@ from qvit_runtime.integer_only import prove
 from toy_models import FAMILIES, images, swin, vit
 from toy_training import toy_data
 
+
+def dead() -> nn.Module:
+    """Rows of zeros, as pruning leaves them: k of head 0, one hidden channel, one class."""
+    model = vit()
+    with torch.no_grad():
+        for layer, rows in ((model.blocks[0].attn.qkv, slice(16, 24)), (model.blocks[1].mlp.fc1, 5), (model.head, 2)):  # type: ignore[union-attr, index]
+            layer.weight[rows] = 0  # type: ignore[union-attr, index, operator]
+            layer.bias[rows] = 0  # type: ignore[union-attr, index, operator]
+    return model
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     **{name: FAMILIES[name] for name in ("deit", "deit_distilled", "deit3", "dinov2_registers", "swin", "swin_padded")},
     "four heads": lambda: vit(num_heads=4, embed_dim=32),
@@ -38,6 +49,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "no final norm": lambda: vit(final_norm=False),  # as vit_intern300m_* and *_radio_v3
     "features of no final norm": lambda: vit(final_norm=False, num_classes=0),
     "oblong": lambda: vit(img_size=(16, 24)),
+    "dead rows": dead,
 }
 
 

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qvit_runtime.check_data import MIN_SCALE
+
 from ...quantizers.ste import round_ste
 
 LARGEST = 2**31 - 1
-TINIEST = 1e-20  # scale of a weight row of zeros
+TINIEST = 4 * MIN_SCALE  # of a row of zeros, and of its sums; a program takes a quarter, and float32 rounds
 SHIFT_GELU_FRACTION = 14  # as `qvit_runtime.integer_ops` recommends
 BIAS_RANGE = 2.0**30  # a bias takes at most half of the 32 bits of a sum
 
@@ -66,13 +68,14 @@ class LinearNumbers:
 def linear_numbers(weight: Tensor, bias: Tensor | None, bits: int, input_scale: Tensor) -> LinearNumbers:
     """Codes of W (out, in) and b (out,), gradients straight through.
 
-    A row's scale is max|w| / qmax, and more where its bias would not fit into 30 bits otherwise.
+    A row's scale is max|w| / qmax, and more where its bias would not fit into 30 bits otherwise, or where a program could not
+    hold it or that of the sums.
     """
     with torch.no_grad():
         scale = weight.abs().amax(1).double() / ((1 << (bits - 1)) - 1)
         if bias is not None:
             scale = torch.maximum(scale, bias.abs().double() / (input_scale * BIAS_RANGE))
-        scale = scale.clamp(min=TINIEST).float()
+        scale = torch.maximum(scale, TINIEST / input_scale.clamp(max=1)).float()
     codes = round_ste(weight / scale[:, None])
     scale = scale.double()
     return LinearNumbers(codes, scale, None if bias is None else round_ste(bias.double() / (scale * input_scale)))
