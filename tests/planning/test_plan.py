@@ -238,6 +238,10 @@ def test_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_p
         (["--devices", "3"], r"3 devices cannot share batches of 512 images; give a number that divides them"),
         (["--devices", "0"], r"0 devices cannot share batches of 512 images"),
         ([], r"imagenet.*; to plan before the data is here, give --images N: how many training images there will be"),
+        (
+            ["--set", "data.dataset=wds/"],
+            r"qvit: wds/ is a stream, which is read from end to end, .*; give --images N, how many",
+        ),
         (["--images", "100"], r"100 training images do not fill one batch of 512; give a smaller batch_size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

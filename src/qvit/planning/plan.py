@@ -96,8 +96,8 @@ def plan(
     eval_images  evaluation images of the real run; default: a 25th of `images`
     seconds      that the rehearsal of a row may take, roughly
 
-    Raises PlanError for devices that do not divide the batch and where the data cannot be opened, and what the run would
-    raise before training, such as BudgetError.
+    Raises PlanError for devices that do not divide the batch and where the data cannot be opened or is a stream, and what the
+    run would raise before training, such as BudgetError.
     """
     if devices < 1 or recipe.data.batch_size % devices:
         raise PlanError(

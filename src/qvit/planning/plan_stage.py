@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data import DataError, open_eval, resolve_data
+from ..data.shards import PREFIXES as STREAMS
 from ..evaluation.evaluate import classifier_of
 from ..pipeline.context import Context, open_recipe
 from ..pipeline.float_model import create_float_model
@@ -58,7 +59,7 @@ def stage(recipe: Recipe, images: int | None, eval_images: int | None, seconds: 
     images       training images of the real run where its data is not here, generated ones stand in for it; None: it is here
     eval_images  evaluation images of the real run, then; None: a 25th of `images`
 
-    Raises PlanError where data that should be here cannot be opened, and what the run would raise before training.
+    Raises PlanError where data that should be here cannot be opened or is a stream, and what the run would raise before training.
     """
     forward, size = first_look(recipe)
     small, judged = shortened(recipe, forward, seconds)
@@ -75,6 +76,11 @@ def stage(recipe: Recipe, images: int | None, eval_images: int | None, seconds: 
 
 
 def _own_images(recipe: Recipe, small: Recipe, judged: int) -> Stage:
+    if recipe.data.dataset.startswith(STREAMS):
+        raise PlanError(
+            f"{recipe.data.dataset} is a stream, which is read from end to end, and a rehearsal takes few images; give --images N, "
+            "how many training images it has, and generated ones are rehearsed"
+        )
     watch = Stopwatch()
     try:
         context = open_recipe(small, quiet=True, max_eval_images=judged)
