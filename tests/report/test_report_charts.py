@@ -203,22 +203,30 @@ def test_log_codes_have_no_place_on_an_axis_of_values(tmp_path: Path) -> None:
 
 def test_banks_know_the_bits_of_their_slots() -> None:
     state = {
-        "a.weight_quantizer.log_scale": torch.log(torch.tensor([[4.0, 2.0, 1.0]])),
-        "a.weight_quantizer.bit_width": torch.tensor([4]),
-        "a.input_quantizer.log_scale": torch.log(torch.tensor([[8.0, 4.0]])),
-        "a.input_quantizer.bit_width": torch.tensor([3, 2]),
-        "b.input_quantizer.log_scale": torch.log(torch.tensor([[0.5]])),
-        "b.input_quantizer.bit_width": torch.tensor([8]),
+        "blocks.0.a.weight_quantizer.log_scale": torch.log(torch.tensor([[4.0, 2.0, 1.0]])),
+        "blocks.0.a.weight_quantizer.bit_width": torch.tensor([4]),
+        "blocks.0.a.input_quantizer.log_scale": torch.log(torch.tensor([[8.0, 4.0]])),
+        "blocks.0.a.input_quantizer.bit_width": torch.tensor([3, 2]),
+        "blocks.0.b.input_quantizer.log_scale": torch.log(torch.tensor([[0.5]])),
+        "blocks.0.b.input_quantizer.bit_width": torch.tensor([8]),
+        "head.input_quantizer.log_scale": torch.log(torch.tensor([[2.0, 1.0]])),
+        "head.input_quantizer.bit_width": torch.tensor([8]),
     }
-    spec = Spec(weights=LearnedBits(3, 5), activations=FixedBits(4), overrides=(("a.input", LearnedBits(2, 3, 3.0)),))
+    spec = Spec(
+        weights=LearnedBits(3, 5),
+        activations=FixedBits(4),
+        edge=LearnedBits(7, 8, 8.0),
+        overrides=(("blocks.0.a.input", LearnedBits(2, 3, 3.0)),),
+    )
     found = [
         (b.tensor, b.group, b.in_use, {n: round(s, 4) for n, s in b.scales.items()}) for b in read_banks(state, spec)
     ]
     assert found == [
-        ("a.weight", 0, 4, {3: 4.0, 4: 2.0, 5: 1.0}),
-        ("a.input", 0, 3, {2: 8.0, 3: 4.0}),
-        ("a.input", 1, 2, {2: 8.0, 3: 4.0}),
-        ("b.input", 0, 8, {8: 0.5}),
+        ("blocks.0.a.weight", 0, 4, {3: 4.0, 4: 2.0, 5: 1.0}),
+        ("blocks.0.a.input", 0, 3, {2: 8.0, 3: 4.0}),
+        ("blocks.0.a.input", 1, 2, {2: 8.0, 3: 4.0}),
+        ("blocks.0.b.input", 0, 8, {8: 0.5}),
+        ("head.input", 0, 8, {7: 2.0, 8: 1.0}),
     ]
 
 

@@ -52,6 +52,8 @@ def read_banks(tensors: dict[str, Tensor], spec: Spec) -> tuple[Bank, ...]:
 
 def _first_slot(spec: Spec, tensor: str) -> int:
     bits = spec.weights if tensor.endswith(".weight") else spec.activations
+    if not tensor.startswith(("blocks.", "layers.")):  # patch embedding and classifier
+        bits = spec.edge
     for pattern, override in spec.overrides:
         if fnmatch(tensor, pattern):
             bits = override
