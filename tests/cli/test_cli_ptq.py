@@ -110,6 +110,16 @@ def test_another_data_set_does_not_take_a_folder_of_images_for_its_cache(
     assert data_from(given, cached).dataset == f"hfds/{tmp_path / 'parquet'}"
 
 
+def test_a_process_without_a_result_says_nothing(
+    done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several processes `run_recipe` gives the result to one."""
+    monkeypatch.setattr("qvit.cli.ptq.run_recipe", lambda *_, **__: {})
+    monkeypatch.setattr("qvit.cli.ptq.is_main", lambda: False)
+    assert main(["ptq", str(done[1] / "float")]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_default_directory_and_resume(
     done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

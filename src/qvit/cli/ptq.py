@@ -19,6 +19,7 @@ from ..calibration.range_observers import LeastSquares, MeanSquaredError, MinMax
 from ..methods import METHODS
 from ..pipeline.run import run_recipe
 from ..settings.recipe import Recipe
+from ..system.processes import is_main
 from ..training.fit_config import FitConfig
 from .data import add_source_options, float_source
 from .output import say
@@ -70,7 +71,8 @@ def ptq_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         max_eval_images=arguments.max_images,
         show_placement=arguments.placement,
     )
-    say(arguments, *ptq_lines(result), *what_was_written(out, result))
+    if is_main():  # the others have no result
+        say(arguments, *ptq_lines(result), *what_was_written(out, result))
     return result
 
 
