@@ -111,7 +111,7 @@ def test_errors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         run(recipe, "--bits", "3", "--budget-gbitops", "1", "--out", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"has no recipe.json, so it is no run directory$"):
         run(str(folder))
-    with pytest.raises(CheckpointError, match=r"^there is no checkpoint none.pth"):
+    with pytest.raises(CheckpointError, match=r"^there is no checkpoint /.*/none.pth;"):
         run("vit_tiny_patch16_224", "--checkpoint", "none.pth", "--data", "digits")
     with pytest.raises(SystemExit):
         run(recipe, "--bits", "two")
