@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qvit.calibration.calibrate import calibrate as calibrate_quantizers
+from qvit.calibration.calibrate import float_forward
 from qvit.methods import METHODS, qvit_irm
 from qvit.methods.qvit_irm import QViTIRM
 from qvit.methods.qvit_irm.guide import IRMGuide, patch_similarity, similarity_distance
@@ -128,6 +129,59 @@ def test_the_loss_falls_as_bits_rise() -> None:
     assert found[2] > 2 * found[4] > 4 * found[8] > 0
     hooked = [m for net in (model, float_model) for m in net.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert hooked == []
+
+
+def test_a_student_that_equals_its_teacher_has_no_loss() -> None:
+    """Quantizers stepped over, on the images of calibration: both take the same mean from every head, and nothing else."""
+    float_model = vit(depth=1)
+    config = QViTIRM(2, 2)
+    model = irm(float_model, config)
+    guide = qvit_irm.guide(model, config, float_model)
+    assert guide is not None
+    batch = images(float_model, 32, seed=7)
+    with torch.no_grad(), float_forward(model), guide.watch():
+        model(batch)
+        assert guide.loss(batch) < 1e-4
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+def moments(qkv: Tensor, heads: int) -> Tensor:
+    """(B, N, 3 H d) -> means and variances (2, 2 H) of the heads of q, then of k."""
+    both = qkv.unflatten(-1, (3, heads, -1))[:, :, :2]  # (B, N, 2, H, d)
+    return torch.stack([both.mean((0, 1, 4)).flatten(), both.var((0, 1, 4), correction=0).flatten()])
+
+
+def test_calibration_takes_the_moments_of_the_float_network() -> None:
+    float_model = vit(depth=1)
+    seen: list[Tensor] = []
+    float_model.blocks[0].attn.qkv.register_forward_hook(lambda _, args, output: seen.append(output))  # type: ignore[union-attr, index]
+    with torch.no_grad():
+        float_model(images(float_model, 32, seed=7))
+    rectifier = irm(vit(depth=1), QViTIRM()).blocks[0].attn.qkv.rectifier  # type: ignore[union-attr, index]
+    mean, variance = moments(seen[0], 2)
+    torch.testing.assert_close(rectifier.mean, mean, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+    torch.testing.assert_close(rectifier.variance, variance, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_a_step_moves_the_statistics_towards_the_mean_of_its_batches() -> None:
+    """Two accumulated batches of one optimizer step, by the momentum."""
+    float_model = vit(depth=1)
+    config = QViTIRM(2, 2, momentum=0.25)
+    model = irm(float_model, config)
+    guide = qvit_irm.guide(model, config, float_model)
+    assert guide is not None
+    rectifier = model.blocks[0].attn.qkv.rectifier  # type: ignore[union-attr, index]
+    seen: list[Tensor] = []
+    rectifier.register_forward_pre_hook(lambda _, args: seen.append(moments(args[0], 2)))  # type: ignore[union-attr]
+    before = torch.stack([rectifier.mean, rectifier.variance])  # type: ignore[union-attr, list-item]
+    for seed in (1, 2):
+        with torch.no_grad(), guide.watch():
+            model(3 * images(float_model, seed=seed))
+    guide.after_step()
+    expected = before + 0.25 * (torch.stack(seen).mean(0) - before)
+    torch.testing.assert_close(torch.stack([rectifier.mean, rectifier.variance]), expected)  # type: ignore[union-attr, list-item]
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
