@@ -103,7 +103,7 @@ def test_an_observer_is_a_value_and_not_its_name(method: str) -> None:
         config(observer="Percentile")
 
 
-@pytest.mark.parametrize("method", ["qvit-irm", "ivit", "fqvit", "tsptq"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("make", [vit, swin])
 def test_what_a_method_adds_is_on_the_device_of_the_model(make: Callable[..., nn.Module], method: str) -> None:
     """A float row that was trained on a GPU stays there, and the next row quantizes it there."""
