@@ -183,6 +183,11 @@ def test_eval_of_an_artifact_goes_by_the_names_of_its_outputs(
         shutil.copytree(digits / "validation" / digit, tmp_path / "some" / digit)
     few = [*whole[:2], "--data", str(tmp_path / "some"), "--split", ""]
     assert json_of(capsys, *few)["top1"] == json_of(capsys, *few, "--class-map", str(class_map))["top1"]
+    named = program.preprocess.labels[:5] + ("five", "six", *program.preprocess.labels[7:])
+    qvit_runtime.save(replace(program, preprocess=replace(program.preprocess, labels=named)), turned)
+    straight = json_of(capsys, *few)  # "5" and "6" are no names here: they are numbers of outputs
+    assert straight["top1"] == json_of(capsys, few[0], str(done[1] / "model.qvit"), *few[2:])["top1"]
+    qvit_runtime.save(replace(program, preprocess=replace(program.preprocess, labels=names)), turned)
     (tmp_path / "some" / "6").rename(tmp_path / "some" / "six")
     assert main(few) == 2
     text = r"qvit: the outputs of the model are called 9, 8, 7, ..., and none is called six; give class_map \(--class-map\), "

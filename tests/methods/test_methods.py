@@ -103,13 +103,20 @@ def test_an_observer_is_a_value_and_not_its_name(method: str) -> None:
         config(observer="Percentile")
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", ["qvit-irm", "ivit", "fqvit", "tsptq"])
 @pytest.mark.parametrize("make", [vit, swin])
 def test_what_a_method_adds_is_on_the_device_of_the_model(make: Callable[..., nn.Module], method: str) -> None:
     """A float row that was trained on a GPU stays there, and the next row quantizes it there."""
     model = METHODS[method].quantize(make().to("meta"), METHODS[method].uniform(4, 4))
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert {name for name, tensor in state.items() if tensor.device.type != "meta"} == set()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_model_on_a_gpu_is_quantized_there(method: str) -> None:
+    model = METHODS[method].quantize(vit().cuda(), METHODS[method].uniform(8, 8))
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cuda"}
 
 
 @pytest.mark.parametrize("method", ["ptq", "tsptq", "fqvit", "qvit-irm"])

@@ -46,7 +46,12 @@ def outputs_of(names: Sequence[str], class_map: Mapping[str, int], path: str) ->
 
 
 def outputs_of_names(names: Sequence[str], outputs: Sequence[str]) -> list[int]:
-    """The output of each class of a data set, by the names that the outputs of a model have. Raises DataError for another name."""
+    """The output of each class of a data set, by the names that the outputs of a model have, or by their numbers ("0", "1", ...).
+
+    Raises DataError for another name.
+    """
+    if all(name.isdecimal() and int(name) < len(outputs) and name not in outputs for name in names):
+        return [int(name) for name in names]
     missing = [name for name in names if name not in outputs]
     if missing:
         raise DataError(

@@ -75,7 +75,9 @@ def quantize(model: nn.Module, spec: Spec | None = None, *, quiet: bool = False)
     builder.check_patterns()
     if not any(isinstance(module, Quantizer) for module in result.modules()):
         raise ValueError(f"nothing to quantize is left in the {type(model).__name__}: keep_float is {spec.keep_float}")
-    result.to(next(model.parameters()).device)  # quantizers are made on the CPU
+    device = next(model.parameters()).device
+    if device.type != "meta":  # there, quantizers stay real: costs and budgets ask for bits, not for weights
+        result.to(device)
     if not quiet:
         print(format_placement(placement(result)), file=sys.stderr)
     return result
