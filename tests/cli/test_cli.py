@@ -183,7 +183,7 @@ def test_eval_of_an_artifact_goes_by_the_names_of_its_outputs(
         shutil.copytree(digits / "validation" / digit, tmp_path / "some" / digit)
     few = [*whole[:2], "--data", str(tmp_path / "some"), "--split", ""]
     assert json_of(capsys, *few)["top1"] == json_of(capsys, *few, "--class-map", str(class_map))["top1"]
-    named = program.preprocess.labels[:5] + ("five", "six", *program.preprocess.labels[7:])
+    named = (*program.preprocess.labels[:5], "five", "six", *program.preprocess.labels[7:])
     qvit_runtime.save(replace(program, preprocess=replace(program.preprocess, labels=named)), turned)
     straight = json_of(capsys, *few)  # "5" and "6" are no names here: they are numbers of outputs
     assert straight["top1"] == json_of(capsys, few[0], str(done[1] / "model.qvit"), *few[2:])["top1"]
