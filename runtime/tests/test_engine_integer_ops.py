@@ -142,7 +142,7 @@ def test_linear_accumulate(bits, signed, path):
                 assert_equal_to_interpreter(op, [x, y], path, rng, {"b": bias}, {"w": weight}, threads=2)
 
 
-def fused(path, rng, residual_bits, target, inputs=50, rows=19):
+def assert_fused_equals_ops(path, rng, residual_bits, target, inputs=50, rows=19):
     """LinearAccumulate -> Requantize or AddRequantize, per channel: integers, codes in, codes out."""
     for outputs in WIDTHS:
         codes = rng.integers(-128, 128, (outputs, inputs)).astype(np.int8)
@@ -175,8 +175,8 @@ def fused(path, rng, residual_bits, target, inputs=50, rows=19):
 @each_path
 @pytest.mark.parametrize(("residual_bits", "target"), [(0, 8), (0, 16), (16, 16), (16, 8), (8, 16), (32, 16)])
 def test_linear_accumulate_with_what_follows(residual_bits, target, path):
-    fused(path, np.random.default_rng(7), residual_bits, target)
-    fused(path, np.random.default_rng(8), residual_bits, target, inputs=3, rows=1)
+    assert_fused_equals_ops(path, np.random.default_rng(7), residual_bits, target)
+    assert_fused_equals_ops(path, np.random.default_rng(8), residual_bits, target, inputs=3, rows=1)
 
 
 @each_path

@@ -29,7 +29,7 @@ def codes(*shape: int, limit: int = 127, scale: float = 0.05, seed: int = 0) -> 
     return Codes(drawn, torch.tensor(scale, dtype=torch.float64))
 
 
-def agree(found: Codes, smooth: Tensor, *leaves: Tensor) -> None:
+def assert_gradients_agree(found: Codes, smooth: Tensor, *leaves: Tensor) -> None:
     """The gradients of random combinations of the values are those of the real function."""
     weight = torch.randn(smooth.shape, generator=torch.Generator().manual_seed(9))
     mine = torch.autograd.grad((found.codes * found.scale.float() * weight).sum(), leaves)
@@ -43,7 +43,7 @@ def test_requantize_passes_inside_the_range_and_nothing_outside() -> None:
     x = codes(40, limit=300)
     found = OPS.requantize(x, grid(8, 0.08))
     values = x.codes * 0.05
-    agree(found, values.clamp(-128 * 0.08, 127 * 0.08), x.codes)
+    assert_gradients_agree(found, values.clamp(-128 * 0.08, 127 * 0.08), x.codes)
     assert (found.codes.abs() >= 127).any()
 
 
@@ -51,17 +51,21 @@ def test_linear() -> None:
     layer = Linear(nn.Linear(6, 4), 8)
     x = codes(3, 6)
     found = OPS.linear(x, layer)
-    agree(found, F.linear(x.codes * 0.05, layer.weight, layer.bias), layer.weight, layer.bias)
+    assert_gradients_agree(found, F.linear(x.codes * 0.05, layer.weight, layer.bias), layer.weight, layer.bias)
 
 
 def test_products_of_activations() -> None:
     q, k, v = (codes(2, 5, 4, seed=seed, limit=50) for seed in range(3))
     scores = OPS.query_key(q, k, grid(8, 0.4), 0.5)
-    agree(scores, (q.codes @ k.codes.mT * 0.05**2 * 0.5).clamp(-128 * 0.4, 127 * 0.4), q.codes, k.codes)
+    assert_gradients_agree(
+        scores, (q.codes @ k.codes.mT * 0.05**2 * 0.5).clamp(-128 * 0.4, 127 * 0.4), q.codes, k.codes
+    )
     attention = Codes(torch.full((2, 5, 5), 51.0, requires_grad=True), torch.tensor(1 / 256).double())
     mixed = OPS.attention_value(attention, v, grid(8, 0.02))
     real = (attention.codes / 256) @ (v.codes * 0.05)
-    agree(mixed, real.transpose(0, 1).flatten(1).clamp(-128 * 0.02, 127 * 0.02), attention.codes, v.codes)
+    assert_gradients_agree(
+        mixed, real.transpose(0, 1).flatten(1).clamp(-128 * 0.02, 127 * 0.02), attention.codes, v.codes
+    )
 
 
 def test_shiftmax_is_softmax_also_for_the_position_bias() -> None:
@@ -71,14 +75,14 @@ def test_shiftmax_is_softmax_also_for_the_position_bias() -> None:
     bias = (torch.randint(-20, 20, (2, 5, 5)) * step).requires_grad_()
     mask = torch.where(torch.rand(3, 5, 5) < 0.2, -100.0, 0.0)
     found = OPS.softmax(x, scores, output, bias, mask)
-    agree(found, (x.codes * step + bias + mask[:, None]).softmax(-1), x.codes, bias)
+    assert_gradients_agree(found, (x.codes * step + bias + mask[:, None]).softmax(-1), x.codes, bias)
 
 
 def test_shift_gelu() -> None:
     hidden = grid(8, 0.05, exponent=1.702)
     x = Codes(codes(7, 30).codes, hidden.scale.double())
     values = x.codes * hidden.scale
-    agree(OPS.gelu(x, hidden), values * torch.sigmoid(1.702 * values), x.codes)
+    assert_gradients_agree(OPS.gelu(x, hidden), values * torch.sigmoid(1.702 * values), x.codes)
 
 
 def test_layer_norm_has_gradients_of_gamma_and_beta() -> None:
@@ -89,14 +93,16 @@ def test_layer_norm_has_gradients_of_gamma_and_beta() -> None:
         norm.bias.uniform_(-1.0, 1.0)
     x = codes(5, 12, limit=20000, scale=1e-4)
     real = F.layer_norm(x.codes * 1e-4, (12,), norm.weight, norm.bias, norm.eps)
-    agree(OPS.layer_norm(x, norm), real.clamp(-128 * 0.04, 127 * 0.04), x.codes, norm.weight, norm.bias)
+    assert_gradients_agree(
+        OPS.layer_norm(x, norm), real.clamp(-128 * 0.04, 127 * 0.04), x.codes, norm.weight, norm.bias
+    )
 
 
 def test_addition_and_layer_scale() -> None:
     left, right = codes(5, 6, limit=20000, scale=1e-4), codes(5, 6, limit=3000, scale=1e-3, seed=1)
     gamma = torch.tensor([1.0, -0.5, 0.1, 0.0, 2.0, -1.0], requires_grad=True)
     found = OPS.add(left, right, grid(16, 5e-4), (1.0, gamma))
-    agree(found, left.codes * 1e-4 + gamma * right.codes * 1e-3, left.codes, right.codes, gamma)
+    assert_gradients_agree(found, left.codes * 1e-4 + gamma * right.codes * 1e-3, left.codes, right.codes, gamma)
 
 
 def test_tokens_and_mean() -> None:
@@ -104,8 +110,8 @@ def test_tokens_and_mean() -> None:
     prefix, position = torch.randn(1, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
     found = OPS.tokens(x, prefix, position, grid(16, 2e-4))  # reaches 6.5: nothing is clipped
     real = torch.cat([prefix.expand(2, 1, 3), x.codes * 1e-3 + position], 1)
-    agree(found, real, x.codes, prefix, position)
-    agree(OPS.mean_tokens(x, 1, grid(8, 0.01)), (x.codes * 1e-3)[:, 1:].mean(1), x.codes)
+    assert_gradients_agree(found, real, x.codes, prefix, position)
+    assert_gradients_agree(OPS.mean_tokens(x, 1, grid(8, 0.01)), (x.codes * 1e-3)[:, 1:].mean(1), x.codes)
 
 
 @pytest.mark.parametrize(

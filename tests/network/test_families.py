@@ -60,7 +60,7 @@ def test_eight_bits_stay_within_two_percent(name: str, tolerance: float) -> None
 @pytest.mark.parametrize("make", [vit, swin], ids=["vit", "swin"])
 def test_scale_banks_freeze(make, scale) -> None:  # type: ignore[no-untyped-def]
     spec = Spec(weights=LearnedBits(2, 8, 8.0), activations=LearnedBits(2, 8, 8.0), scale=scale)
-    compare_classes(calibrated(make(), spec))
+    assert_same_classes(calibrated(make(), spec))
 
 
 @pytest.mark.parametrize("heads", [PerTensor(), None], ids=["layer_wise", "head_wise"])
@@ -68,15 +68,15 @@ def test_scale_banks_freeze(make, scale) -> None:  # type: ignore[no-untyped-def
 def test_per_channel_weights_of_mixed_bits(make, heads) -> None:  # type: ignore[no-untyped-def]
     """Per channel, a bit-width belongs to a head and a scale to a row."""
     spec = Spec(weight_scale=PerChannel(), **({} if heads is None else {"heads": heads}))
-    compare_classes(mix_bits(calibrated(make(), spec), low=5))
+    assert_same_classes(mix_bits(calibrated(make(), spec), low=5))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_bits_give_the_same_class(family: str) -> None:
-    compare_classes(mix_bits(learned(family), low=3))
+    assert_same_classes(mix_bits(learned(family), low=3))
 
 
-def compare_classes(quantized: nn.Module) -> None:
+def assert_same_classes(quantized: nn.Module) -> None:
     x = images(quantized, 24, seed=3)
     with torch.no_grad():
         fake = quantized(x)

@@ -43,7 +43,7 @@ PAGE = ROOT / "docs/onnx.md"
 TRAINED = ROOT / "experiments/results/cifar10_headwise_3bit/model.qvit"
 
 
-def follows(program: p.Program, x: np.ndarray, runtime: str) -> Agreement:
+def assert_follows(program: p.Program, x: np.ndarray, runtime: str) -> Agreement:
     """The runtime leaves the interpreter at ties only."""
     found = agreement(program, x, RUNTIMES[runtime])
     assert found.first_apart <= 1
@@ -56,14 +56,14 @@ def follows(program: p.Program, x: np.ndarray, runtime: str) -> Agreement:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_with_learned_head_wise_bits(family: str, runtime: str) -> None:
     model = mix_bits(learned(family))
-    follows(qvit.freeze(model), images(model, 8).numpy(), runtime)
+    assert_follows(qvit.freeze(model), images(model, 8).numpy(), runtime)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("toy", [vit_program, swin_program])
 def test_mid_rise_weights(toy: Callable[..., p.Program], runtime: str) -> None:
     program = toy(weight_bits=(2, 3, 7), midrise=0.5)
-    follows(program, random_images(program, 8), runtime)
+    assert_follows(program, random_images(program, 8), runtime)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -71,7 +71,7 @@ def test_mid_rise_weights(toy: Callable[..., p.Program], runtime: str) -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_uniform_bits(bits: int, toy: Callable, runtime: str) -> None:
     model = calibrated(toy(), uniform(bits))
-    found = follows(qvit.freeze(model), images(model, 8).numpy(), runtime)
+    found = assert_follows(qvit.freeze(model), images(model, 8).numpy(), runtime)
     assert found.clear_equal > 0.8
 
 
@@ -89,7 +89,7 @@ def test_methods_are_exported_or_refused(name: str, toy: Callable, tmp_path: Pat
             qvit.export_onnx(program, tmp_path / "m.onnx")
         return
     for runtime in RUNTIMES:
-        follows(program, x[:8].numpy(), runtime)
+        assert_follows(program, x[:8].numpy(), runtime)
 
 
 def test_deit_tiny_in_its_true_size(tmp_path: Path) -> None:
@@ -98,14 +98,14 @@ def test_deit_tiny_in_its_true_size(tmp_path: Path) -> None:
     assert qvit.export_onnx(program, tmp_path / "m.onnx").codes > 10_000_000
     assert (tmp_path / "m.onnx").stat().st_size < 3_700_000  # 4 bits of 5.7 million weights, position and ends
     for runtime in RUNTIMES:
-        follows(program, x, runtime)
+        assert_follows(program, x, runtime)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_trained_program(runtime: str) -> None:
     program = qvit_runtime.load(TRAINED)
     x = np.random.default_rng(0).standard_normal((16, *program.buffers[program.input].shape)).astype(np.float32)
-    assert follows(program, x, runtime).codes_equal > 0.9
+    assert assert_follows(program, x, runtime).codes_equal > 0.9
 
 
 @pytest.mark.parametrize("opset", [21, 22, 23, 24, 25, 26, 27])
