@@ -3,12 +3,14 @@
     python experiments/evidence.py                  # train what is missing, in the order of evidence_rows.py
     python experiments/evidence.py --only headwise_3bit --seeds 0 1
     python experiments/evidence.py --latency        # time the kept programs in the native engine, on a quiet machine
+    python experiments/evidence.py --losses         # those of runs that were kept without, from their directories in runs/
     python experiments/evidence.py --tables         # docs/evidence.md, its figures, README.md from the result files alone
 
 A row takes about half an hour of one core; it is resumed where it was killed, and a finished one is not trained again. What is
 kept of a row, in experiments/results/evidence/NAME_sSEED:
 
     result.json      as `qvit run` wrote it, and `correct`: the outcome of every validation image, one bit each, as hexadecimal
+    losses.safetensors      cross entropy of every validation image (`evidence_losses`)
     model.qvit       the frozen program, so that anyone can measure it (`qvit eval`)
     bits.jsonl, scales.jsonl, metrics.jsonl      of the runs named in TRAJECTORIES: how bits and scales moved
 
@@ -21,7 +23,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from timm.layers import set_fused_attn
 
 from evidence_convergence import keep_scales
 from evidence_latency import measure
+from evidence_losses import NAME as LOSSES
+from evidence_losses import keep_losses
 from evidence_readme import write_readme
 from evidence_report import LATENCY, write_document
 from evidence_rows import ROWS, SHARED, TRAJECTORIES, Row
@@ -74,8 +78,20 @@ def keep(name: str, result: dict[str, Any], correct: np.ndarray) -> None:
         shutil.copyfile(RUNS / name / file, folder / file)
     if name in TRAJECTORIES:
         keep_scales(RUNS / name, folder)
+    keep_losses(RUNS / name, folder)
     record = {**result, "correct": np.packbits(correct).tobytes().hex()}
     (folder / "result.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def fill_in_losses(rows: Sequence[Row]) -> None:
+    """Of kept runs without losses whose directories are there."""
+    for name, _ in (run for row in rows for run in row.runs):
+        folder = KEPT / name
+        if (folder / "result.json").exists() and not (folder / LOSSES).exists():
+            if (RUNS / name).exists():
+                keep_losses(RUNS / name, folder)
+            else:
+                print(f"{name}: {RUNS / name} is gone; its losses stay unknown")
 
 
 def chosen(only: list[str] | None, seeds: list[int] | None) -> Iterator[tuple[Row, str, int]]:
@@ -100,11 +116,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=f"of {', '.join(names)}")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds")
     parser.add_argument("--latency", action="store_true", help="train nothing, measure latency.json, then as --tables")
+    parser.add_argument("--losses", action="store_true", help="train nothing, fill in missing losses, then as --tables")
     parser.add_argument("--tables", action="store_true", help="train nothing, write docs/evidence.md and README.md")
     arguments = parser.parse_args()
     os.chdir(ROOT)  # settings of rows name files from here
     if arguments.latency:
         (KEPT / LATENCY).write_text(json.dumps(measure(KEPT), indent=1) + "\n")
+    elif arguments.losses:
+        fill_in_losses(ROWS)
     elif not arguments.tables:
         set_fused_attn(False)  # float rows: in bfloat16 on a CPU it takes twice the time of its parts
         for row, name, seed in chosen(arguments.only, arguments.seeds):

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from evidence_losses import read_losses
 from evidence_rows import ROWS, Row
-from evidence_statistics import Difference, difference
+from evidence_statistics import Difference, difference, paired
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is there of a row: seed -> result.json."""
+    """What is there of a row: seed -> result.json, and seed -> cross entropy of every image, float32 (images,)."""
 
     row: Row
     results: dict[int, dict[str, Any]]
+    losses: dict[int, np.ndarray]
 
     @property
     def top1(self) -> list[float]:
@@ -30,6 +32,12 @@ class Found:
     def mean(self) -> float:
         """Mean top-1 over the seeds, in percent."""
         return float(np.mean(self.top1))
+
+    @property
+    def loss(self) -> float | None:
+        """Mean cross entropy over the images and seeds, or None where that of a seed is missing."""
+        known = bool(self.results) and self.losses.keys() == self.results.keys()
+        return float(np.mean([losses.mean() for losses in self.losses.values()])) if known else None
 
     def outcomes(self, seeds: Sequence[int]) -> np.ndarray:
         """bool (seeds, images)"""
@@ -46,9 +54,10 @@ def read_rows(kept: Path) -> list[Found]:
     """All rows with what is there of them, in the order of ROWS."""
     found = []
     for row in ROWS:
-        paths = {seed: kept / name / "result.json" for name, seed in row.runs}
-        results = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
-        found.append(Found(row, results))
+        folders = {seed: kept / name for name, seed in row.runs if (kept / name / "result.json").exists()}
+        results = {seed: json.loads((folder / "result.json").read_text()) for seed, folder in folders.items()}
+        losses = {seed: read_losses(folder) for seed, folder in folders.items()}
+        found.append(Found(row, results, {seed: loss for seed, loss in losses.items() if loss is not None}))
     return found
 
 
@@ -76,6 +85,17 @@ def common_seeds(*rows: Found | None) -> list[int]:
 def compared(first: Found | None, second: Found | None) -> Difference | None:
     """`first` minus `second` on the seeds that both have; None without one."""
     return _difference(first, second, common_seeds(first, second)) if first and second else None
+
+
+def losses_compared(first: Found | None, second: Found | None) -> Difference | None:
+    """Cross entropy of `first` minus that of `second`, on the seeds whose losses both have; None without one."""
+    if not (first and second):
+        return None
+    seeds = [seed for seed in common_seeds(first, second) if seed in first.losses and seed in second.losses]
+    if not seeds:
+        return None
+    a, b = (np.stack([found.losses[seed] for seed in seeds]) for found in (first, second))
+    return paired(a, b, digits=4)
 
 
 def gap_closed(reference: Found | None, uniform: Found | None, learned: Found | None) -> float | None:

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evidence_found import Found, best_control, best_uniform, compared, gap_closed, of_budget, read_rows
+from evidence_found import (
+    Found,
+    best_control,
+    best_uniform,
+    compared,
+    gap_closed,
+    losses_compared,
+    of_budget,
+    read_rows,
+)
 from evidence_rows import BUDGETS, DEIT, DISTILLED, HEADS, SWIN, UNIFORM
 from evidence_tradeoff import draw_tradeoff
 from evidence_trajectories import section
@@ -21,7 +30,7 @@ rows that are missing. Every row starts from the same float weights and trains o
 45,000), without a teacher but in a table of its own; rows of one seed see the same images in the same order. Top-1 is that of the frozen program on all
 5,000 validation images, which were set aside from CIFAR-10's training set; its test set was not looked at. Differences are paired by seed
 and by image, with 95 % intervals over either (`experiments/evidence_statistics.py`); one counts as shown when neither interval
-includes zero. The program of every run is kept, so that others can judge it on images that nobody has tuned on:
+includes zero. Cross entropy, of the same images, is a second measure, which moves less by chance (`experiments/evidence_losses.py`). The program of every run is kept, so that others can judge it on images that nobody has tuned on:
 `qvit eval experiments/results/evidence/headwise_3bit_s0/model.qvit --data hfds/FOLDER --split test`.
 
 *Float, fine-tuned* is the same start trained on like the rows. *Uniform LSQ* is LSQ as published. *Learned* rows learn bits and besides
@@ -35,7 +44,10 @@ FIGURE = """![{model}: top-1 against GBitOPs]({name})
 Small marks are seeds, large ones their mean with its 95 % interval over seeds; rows of one budget stand side by side, their middle at
 their cost. Other images would move all rows together, so whether one is above another is said by the paired differences below.
 """
-COLUMNS = ("row", "seeds", "top-1 %, mean", "each", "GBitOPs", "`.qvit` KiB", "ms (x eager)", "minus uniform")
+COLUMNS = (
+    *("row", "seeds", "top-1 %, mean", "each", "cross entropy", "GBitOPs", "`.qvit` KiB", "ms (x eager)"),
+    "minus uniform",
+)
 
 Latency = dict[str, Any]  # latency.json; {} where nothing was measured
 
@@ -101,6 +113,7 @@ def table(rows: list[Found], baseline: Found | None, latency: Latency) -> Iterat
             str(len(f.results)),
             f"{f.mean:.2f}",
             ", ".join(f"{top1:.2f}" for top1 in f.top1),
+            _loss(f),
             "" if first["gbitops"] is None else f"{first['gbitops']:.4f}",
             f"{first['artifact_kib']:.0f}" if first["artifact"] else "",
             milliseconds(f.row.name, latency),
@@ -108,6 +121,11 @@ def table(rows: list[Found], baseline: Found | None, latency: Latency) -> Iterat
         )
         yield "| " + " | ".join(cells) + " |"
     yield ""
+
+
+def _loss(found: Found) -> str:
+    """Cell of a table."""
+    return "" if found.loss is None else f"{found.loss:.4f}"
 
 
 def milliseconds(row: str, latency: Latency) -> str:
@@ -133,6 +151,21 @@ def verdict(rows: list[Found], floats: list[Found]) -> Iterator[str]:
     if control is not None and worth is not None:
         text += f" Minus {control.row.title}: {worth}, {'shown' if worth.is_shown else 'not shown'}."
     yield text + "\n"
+    yield from _in_losses(learned, baseline, reference, control)
+
+
+def _in_losses(learned: Found | None, baseline: Found, reference: Found | None, control: Found | None) -> Iterator[str]:
+    """The same in cross entropy, where less is better."""
+    gain = losses_compared(learned, baseline)
+    if gain is None:
+        return
+    text = f"In cross entropy, where less is better: {gain}, {'shown' if gain.is_shown else 'not shown'}"
+    gap, worth = losses_compared(reference, baseline), losses_compared(learned, control)
+    if gap is not None:
+        text += f"; float minus the uniform row {gap}"
+    if control is not None and worth is not None:
+        text += f"; minus {control.row.title} {worth}, {'shown' if worth.is_shown else 'not shown'}"
+    yield text + ".\n"
 
 
 def engine_words(latency: Latency) -> Iterator[str]:
@@ -162,7 +195,9 @@ def ablations(found: list[Found]) -> Iterator[str]:
         return
     full = next(f for f in found if f.row.name == "headwise_3bit")
     yield f"## {DEIT}, 3 bits: what each part is worth\n"
-    yield "| head-wise learned bits, with one change | seeds | top-1 %, mean | minus unchanged |\n|---|---|---|---|"
+    yield "| head-wise learned bits, with one change | seeds | top-1 %, mean | minus unchanged | cross entropy minus unchanged |"
+    yield "|---|---|---|---|---|"
     for f in changed:
-        yield f"| {f.row.ablation} | {len(f.results)} | {f.mean:.2f} | {compared(f, full) or ''} |"
+        changes = f"{compared(f, full) or ''} | {losses_compared(f, full) or ''}"
+        yield f"| {f.row.ablation} | {len(f.results)} | {f.mean:.2f} | {changes} |"
     yield ""

@@ -26,11 +26,12 @@ Z95 = 1.96
 
 @dataclass(frozen=True)
 class Difference:
-    """Percentage points: the mean, and half the 95 % interval over seeds (None: one seed) and over images."""
+    """The mean, and half the 95 % interval over seeds (None: one seed) and over images; `digits` of them are printed."""
 
     mean: float
     over_seeds: float | None
     over_images: float
+    digits: int = 2
 
     @property
     def excludes_zero(self) -> bool:
@@ -48,8 +49,9 @@ class Difference:
         return self.is_shown and self.mean < 0
 
     def __str__(self) -> str:
-        seeds = "" if self.over_seeds is None else f" ± {self.over_seeds:.2f} (seeds)"
-        return f"{self.mean:+.2f}{seeds} ± {self.over_images:.2f} (images)"
+        digits = self.digits
+        seeds = "" if self.over_seeds is None else f" ± {self.over_seeds:.{digits}f} (seeds)"
+        return f"{self.mean:+.{digits}f}{seeds} ± {self.over_images:.{digits}f} (images)"
 
 
 def interval_over_seeds(values: Sequence[float]) -> float | None:
@@ -59,13 +61,21 @@ def interval_over_seeds(values: Sequence[float]) -> float | None:
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
-    """By how much `first` is better than `second`: outcomes (seeds, images), bool, of the same seeds and images.
+    """By how many percentage points `first` is better: outcomes (seeds, images), bool, of the same seeds and images.
+
+    Raises ValueError for other shapes.
+    """
+    return paired(100.0 * first, 100.0 * second, digits=2)
+
+
+def paired(first: np.ndarray, second: np.ndarray, digits: int) -> Difference:
+    """`first` minus `second`: numbers (seeds, images) of the same seeds and images.
 
     Raises ValueError for other shapes.
     """
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"outcomes have the shapes {first.shape} and {second.shape}; give two of (seeds, images)")
-    points = 100.0 * (first.astype(np.float64) - second.astype(np.float64))
-    by_image = points.mean(0)
+    differences = first.astype(np.float64) - second.astype(np.float64)
+    by_image = differences.mean(0)
     over_images = float(Z95 * by_image.std(ddof=1) / np.sqrt(len(by_image)))
-    return Difference(float(points.mean()), interval_over_seeds(points.mean(1)), over_images)
+    return Difference(float(differences.mean()), interval_over_seeds(differences.mean(1)), over_images, digits)

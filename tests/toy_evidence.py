@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
+
+from evidence_losses import NAME
 
 
-def write_result(kept: Path, name: str, right: np.ndarray, gbitops: float | None) -> None:
-    """A finished run: `right` is the outcome of every image, bool (images,); without GBitOPs it is a float row."""
+def write_result(
+    kept: Path, name: str, right: np.ndarray, gbitops: float | None, losses: np.ndarray | None = None
+) -> None:
+    """A finished run: `right` is the outcome of every image, bool (images,); without GBitOPs it is a float row.
+
+    losses  cross entropy of every image; None: not kept
+    """
     (kept / name).mkdir(parents=True)
     record = {
         "images": len(right),
@@ -20,6 +28,8 @@ def write_result(kept: Path, name: str, right: np.ndarray, gbitops: float | None
         "correct": np.packbits(right).tobytes().hex(),
     }
     (kept / name / "result.json").write_text(json.dumps(record))
+    if losses is not None:
+        save_file({"losses": losses.astype(np.float16)}, kept / name / NAME)
 
 
 def first(percent: float, images: int = 1000) -> np.ndarray:

@@ -115,7 +115,7 @@ def test_nothing_at_all(tmp_path: Path) -> None:
 def test_rows_without_float_or_uniform(tmp_path: Path) -> None:
     write_result(tmp_path, "headwise_4bit_s2", first(80), 0.8)
     text = page(tmp_path)
-    assert "| learned, head-wise | 1 | 80.00 | 80.00 | 0.8000 | 300 |  |  |" in text
+    assert "| learned, head-wise | 1 | 80.00 | 80.00 |  | 0.8000 | 300 |  |  |" in text
     assert "minus uniform bits" not in text
 
 
