@@ -188,3 +188,5 @@ def test_mixup_errors() -> None:
         mixup_batch(images, labels, replace(CONFIG, mixup=1.0), seed=0, step=0)
     with pytest.raises(DataError, match=r"num_classes is not set; call resolve_data"):
         mixup_batch(images, labels, replace(CONFIG, num_classes=None), seed=0, step=0)
+    with pytest.raises(DataError, match=r"no classifier \(num_classes = 0\), so labels cannot train it; make it with"):
+        mixup_batch(images, labels, replace(CONFIG, num_classes=0), seed=0, step=0)

@@ -80,6 +80,13 @@ def test_a_model_that_says_nothing_must_be_told(micro: VisionTransformer) -> Non
     assert (config.image_size, config.crop, config.num_classes) == (32, 1.0, 10)
 
 
+def test_a_model_without_a_classifier_has_no_classes() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0)
+    assert resolve_data(DataConfig(dataset="digits"), model).num_classes == 0
+    with pytest.raises(DataError, match=r"num_classes=10, but the model has 0 outputs"):
+        resolve_data(DataConfig(dataset="digits", num_classes=10), model)
+
+
 def test_contradictions_with_the_model(micro: VisionTransformer) -> None:
     given = {"dataset": "digits", "mean": (0, 0, 0), "std": (1, 1, 1)}
     with pytest.raises(DataError, match=r"image_size=28, but the model was made for 32; leave image_size out"):

@@ -164,7 +164,14 @@ def test_fewer_classes_than_outputs_need_a_map(folder: Path) -> None:
         open_eval(config)
     with pytest.raises(DataError, match=text.format("")):
         open_eval(replace(config, root=str(folder / "val"), eval_split=""))
-    open_eval(replace(config, num_classes=None))  # features: nobody counts
+    open_eval(replace(config, num_classes=None))  # nobody counts
+
+
+def test_a_model_without_a_classifier_has_nothing_to_be_right_about(folder: Path) -> None:
+    config = replace(CONFIG, dataset="folder", root=str(folder), num_classes=0)
+    splits = open_data(config, seed=0)
+    for loader in (splits.calibration, splits.eval, open_eval(config)):
+        assert torch.cat([labels for _, labels in loader]).unique().tolist() == [-1]
 
 
 @pytest.mark.parametrize("class_map", ["", "names.txt"])

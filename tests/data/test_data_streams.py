@@ -66,6 +66,8 @@ def test_sizes_and_labels(config: DataConfig) -> None:
     assert greys(splits.calibration) == list(range(20)), "shard order"
     assert [len(labels) for _, labels in splits.eval] == [5, 2]
     assert greys(splits.eval) == greys(open_eval(config)) == list(range(100, 107))
+    features = open_eval(replace(config, num_classes=0))
+    assert torch.cat([labels for _, labels in features]).tolist() == [-1] * 7
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])

@@ -208,11 +208,16 @@ def mixup_batch(
         the images are the ones given.
 
     Raises:
-        DataError: num_classes is unknown, or B is odd where pairs are mixed.
+        DataError: num_classes is unknown or 0, or B is odd where pairs are mixed.
     """
     classes = config.num_classes
     if classes is None:
         raise DataError("num_classes is not set; call resolve_data(config, model) first, or give num_classes")
+    if classes == 0:
+        raise DataError(
+            "the model has no classifier (num_classes = 0), so labels cannot train it; "
+            "make it with as many classes as the data has, or calibrate it (qvit ptq)"
+        )
     if not (config.mixup or config.cutmix):
         off = config.label_smoothing / classes
         return images, one_hot(labels, classes) * (1.0 - config.label_smoothing) + off

@@ -63,9 +63,10 @@ def outputs_of_names(names: Sequence[str], outputs: Sequence[str]) -> list[int]:
 
 
 def fits(names: Sequence[str], config: DataConfig) -> bool:
-    """Whether every output has a class, or a class map says which ones have; true where names or outputs are not known."""
+    """Whether every output has a class, or a class map says which ones have; true where names are not known or there are no
+    outputs that are classes."""
     outputs = config.num_classes
-    if not names or outputs is None:
+    if not names or not outputs:
         return True
     return len(names) <= outputs if config.class_map else len(names) == outputs
 

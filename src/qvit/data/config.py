@@ -61,7 +61,8 @@ class DataConfig:
     interpolation: Interpolation | None = None
     """How resizing interpolates, in training and evaluation; None is the model's own."""
     num_classes: int | None = None
-    """Labels are 0 .. num_classes - 1; None is the model's number of outputs."""
+    """Labels are 0 .. num_classes - 1; 0, of a model without a classifier, leaves all images unlabelled; None is the
+    model's number of outputs."""
     train_crop: Crop = "resized"
     """Training: "resized" is timm's random resized crop, "pad" a random crop of the reflect-padded image (small
     images), "none" the centre crop."""
@@ -145,7 +146,7 @@ class DataConfig:
 
 _LEAST = {
     "image_size": 1,
-    "num_classes": 1,
+    "num_classes": 0,
     "pad": 0,
     "color_jitter": 0,
     "mixup": 0,

@@ -116,7 +116,7 @@ def leading(first: int, batch: int, processes: int, process: int) -> int:
 class SeededDataset(Dataset):
     """Source and transform as a map-style data set over `SampleKey`: image (3, H, W) float32, label int.
 
-    Checks labels against `num_classes` (-1, no label, passes). Random states are restored once per batch where the
+    Labels go through `checked_label`. Random states are restored once per batch where the
     samples are made in the training process itself (workers = 0).
     """
 
@@ -141,16 +141,22 @@ class SeededDataset(Dataset):
 
     def _sample(self, key: SampleKey) -> tuple[torch.Tensor, int]:
         pixels, label = self.source.read(key.image)
-        check_label(label, self.num_classes, f"image {key.image}")
+        label = checked_label(label, self.num_classes, f"image {key.image}")
         if self.transform.random:
             set_random_states(seed_of("sample", self.seed, *key))
         return self.transform(pixels), label
 
 
-def check_label(label: int, num_classes: int | None, name: str) -> None:
-    """Raises DataError unless the label is -1 (none) or below `num_classes` (None: any)."""
+def checked_label(label: int, num_classes: int | None, name: str) -> int:
+    """The label, or -1 (none) for a model without a classifier (0 classes), whose outputs are no classes.
+
+    Raises DataError unless the label is -1 or below `num_classes` (None: any).
+    """
+    if num_classes == 0:
+        return -1
     if label < -1 or (num_classes is not None and label >= num_classes):
         allowed = f"num_classes={num_classes} allows 0 to {num_classes - 1}" if num_classes else "-1 is the least"
         raise DataError(
             f"{name} has label {label}, but {allowed}; use a model with enough outputs, or a class_map file"
         )
+    return label

@@ -40,7 +40,7 @@ def resolve_data(config: DataConfig, model: nn.Module) -> DataConfig:
     """Fill the fields that are `None` from a timm model; what is given stays.
 
     Size, mean, std, crop, crop mode and interpolation: `model_preprocess`; but a model without `pretrained_cfg` must be
-    given mean and std. Classes: `model.num_classes` (0, a model without a head, stays None).
+    given mean and std. Classes: `model.num_classes` (None where the model does not say).
 
     Raises:
         DataError: the model says nothing and neither does the config, or the two contradict each other.
@@ -52,8 +52,8 @@ def resolve_data(config: DataConfig, model: nn.Module) -> DataConfig:
             "give the mean and std that it was trained with, for example mean=(0.485, 0.456, 0.406)"
         )
     known = model_preprocess(model)
-    classes = getattr(model, "num_classes", 0) or None
-    if config.num_classes and classes and config.num_classes != classes:
+    classes = getattr(model, "num_classes", None)
+    if config.num_classes is not None and classes is not None and config.num_classes != classes:
         raise DataError(
             f"num_classes={config.num_classes}, but the model has {classes} outputs; leave num_classes out, "
             f"or make the model with num_classes={config.num_classes}"
@@ -66,7 +66,7 @@ def resolve_data(config: DataConfig, model: nn.Module) -> DataConfig:
         crop=config.crop or known.crop,
         crop_mode=config.crop_mode or known.crop_mode,  # type: ignore[arg-type]
         interpolation=config.interpolation or known.interpolation,  # type: ignore[arg-type]
-        num_classes=config.num_classes or classes,
+        num_classes=classes if config.num_classes is None else config.num_classes,
     )
 
 

@@ -32,7 +32,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .augment import Transform
 from .config import DataError
-from .order import check_label, dealt
+from .order import checked_label, dealt
 from .seeds import kept_random_states, seed_of, set_random_states
 from .shards import Encoded, Shards
 from .skips import Skipped, Skips, first_readable
@@ -155,8 +155,7 @@ class SeededStream(IterableDataset):
 
     def _read(self, sample: Encoded) -> tuple[np.ndarray, int]:
         pixels, label = self.shards.decode(sample)
-        check_label(label, self.num_classes, sample.name)
-        return pixels, label
+        return pixels, checked_label(label, self.num_classes, sample.name)
 
 
 def shuffled(samples: Iterable[Encoded], size: int, draw: random.Random) -> Iterator[Encoded]:
