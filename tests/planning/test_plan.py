@@ -68,12 +68,13 @@ def test_without_learned_bits_nothing_is_probed_or_locked() -> None:
 
 
 def test_seconds_of_training_by_hand() -> None:
-    """100 steps of 2 batches: 60 before the lock, 4 of them probed, 16 batches probed first; batches twice as large."""
+    """100 steps of 2 batches: 60 before the lock, 4 of them with a probed batch, 16 batches probed first; batches twice as large."""
     config = FitConfig(epochs=10, accumulate=2, lock_at=0.6, allocation=Lagrangian(every=16, warm_up=16))
     schedule = schedule_of(config, learned=True, batches=20)
     assert (schedule.steps, schedule.lock_step, schedule.probes) == (100, 60, 4)
     found = seconds_of_training(schedule, StepSeconds(plain=1.0, probed=3.0, locked=0.5, lock=7.0), 2.0, 2)
-    assert found == 2 * (2 * (4 * 3.0 + 56 * 1.0 + 40 * 0.5) + 16 * 3.0) + 7.0
+    probed = 4 * (1.0 + 3.0)  # a step's last batch alone
+    assert found == 2 * (probed + 2 * (56 * 1.0 + 40 * 0.5) + 16 * 3.0) + 7.0
 
 
 @pytest.mark.parametrize("allocation", [Lagrangian(), Published()], ids=["lagrangian", "published"])

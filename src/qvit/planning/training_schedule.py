@@ -47,7 +47,7 @@ def schedule_of(config: FitConfig, learned: bool, batches: int) -> Schedule:
 
 
 def seconds_of_training(schedule: Schedule, measured: StepSeconds, batch: float, accumulate: int) -> float:
-    """All optimizer steps and what comes before them.
+    """All optimizer steps and what comes before them. Of the batches of a step the last alone is probed.
 
     measured    steps of one batch each
     batch       how much larger the real batch is than the measured one
@@ -55,5 +55,6 @@ def seconds_of_training(schedule: Schedule, measured: StepSeconds, batch: float,
     """
     before = schedule.lock_step - schedule.probes
     after = schedule.steps - schedule.lock_step
-    steps = schedule.probes * measured.probed + before * measured.plain + after * measured.locked
-    return batch * (accumulate * steps + schedule.warm_up * measured.probed) + measured.lock
+    others = schedule.probes * (accumulate - 1) + before * accumulate
+    batches = others * measured.plain + after * accumulate * measured.locked
+    return batch * (batches + (schedule.probes + schedule.warm_up) * measured.probed) + measured.lock
