@@ -19,9 +19,8 @@ from PIL import Image
 
 import qvit_runtime
 from qvit.card import write_card
-from qvit.card.facts import CardError, Facts, public, read_facts
+from qvit.card.facts import Facts, read_facts
 from qvit.card.text import readme
-from qvit.cli import main
 from qvit.data import DataConfig, resolve_data
 from qvit.evaluation.paired import Paired
 from qvit.methods.qvit_irm import QViTIRM
@@ -31,7 +30,6 @@ from qvit.training.feature_distill import FeatureDistillation
 from qvit.training.fit_config import FitConfig
 from qvit_runtime.cli import main as runtime
 from qvit_runtime.preprocess import load_image, preprocess
-from toy_integer_programs import integer_vit_program
 
 SIZES = {"model.qvit": 2048, "config.json": 1024}
 pytest.importorskip("onnx")
@@ -178,114 +176,6 @@ def test_the_artifact_is_that_of_the_run(card: Path, done: tuple[Path, Path]) ->
     assert runtime(["inspect", str(card / "model.qvit")]) == 0
 
 
-def test_no_path_user_or_host_gets_into_the_folder(done: tuple[Path, Path], tmp_path: Path) -> None:
-    """A run on someone's machine, with a path wherever a path can be."""
-    run, secret = shutil.copytree(done[1], tmp_path / "run"), "/home/mallory/secret host/x"
-    recipe = json.loads((run / "recipe.json").read_text())
-    recipe["model"] |= {"name": f"local-dir:{secret}", "checkpoint": f"{secret}/w.pth"}
-    recipe["data"] |= {"root": secret, "class_map": "~mallory/classes.txt", "dataset": f"hfds/{secret}"}
-    recipe["data"]["eval_split"] = f"{secret}/val-{{0..9}}.tar|80"
-    (run / "recipe.json").write_text(json.dumps(recipe))
-    result = json.loads((run / "result.json").read_text()) | {"model": f"local-dir:{secret}"}
-    (run / "result.json").write_text(json.dumps(result))
-    command = [
-        f"{secret}/qvit",
-        "run",
-        "C:\\mallory\\my.toml",
-        f"--out={secret}",
-        "--set",
-        f"data.root={secret}",
-        "~mallory",
-    ]
-    provenance = json.loads((run / "provenance.json").read_text())
-    (run / "provenance.json").write_text(json.dumps(provenance | {"command": command, "started": f"on {secret}"}))
-    program = qvit_runtime.load(run / "model.qvit")
-    named = dataclasses.replace(program, name=f"local-dir:{secret}", metadata={"row": "a row", "from": secret})
-    qvit_runtime.save(named, run / "model.qvit")
-    write_card(run, tmp_path / "card", "other")
-    for file in (tmp_path / "card").iterdir():
-        content = file.read_bytes()
-        for word in (b"mallory", b"secret", b"/home", str(tmp_path).encode()):
-            assert word not in content, (file.name, word)
-    text = (tmp_path / "card" / "README.md").read_text()
-    assert "`qvit run my.toml --out=... --set data.root=... ...`" in text
-    assert "80 images of a data set of the author, which were not trained on" in text
-    assert "weights: the author's own, then 0.5 epochs" in text
-    assert text.count("vit_tiny_patch16_224") > 2
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            "/data",
-            "~",
-            "~me",
-            "./x",
-            "../x",
-            "a/b/c",
-            "x=/data",
-            "C:\\\\x",
-            "local-dir:/x",
-            "hfds//data",
-            "hfds/./x",
-            "hfds/../x",
-        ),
-        *("hf-hub:../x", "hf-hub:a/b/c", "hfds/a/~b", "wds/{0..9}.tar"),
-    ],
-)
-def test_what_may_be_a_path_is_hidden(text: str) -> None:
-    assert public({"a": [text, 1, None]}) == {"a": ["...", 1, None]}
-
-
-@pytest.mark.parametrize(
-    "text", ["hf-hub:org/name", "hf-hub:org/name@v1.2", "hfds/cifar10", "hfids/a-b/c_d", "adamw", "", "1.0"]
-)
-def test_names_are_shown(text: str) -> None:
-    assert public(text) == text
-
-
-def test_an_older_run_from_the_hub_does_not_say_its_architecture(done: tuple[Path, Path], tmp_path: Path) -> None:
-    """Runs from before result.json had it: a name of timm's registry says it, a repository does not."""
-    run = shutil.copytree(done[1], tmp_path / "run")
-    result, recipe = read_result(run), json.loads((run / "recipe.json").read_text())
-    del result["architecture"], result["model_args"]
-    (run / "result.json").write_text(json.dumps(result))
-    recipe["model"]["name"] = "vit_tiny_patch16_224.augreg_in21k"
-    (run / "recipe.json").write_text(json.dumps(recipe))
-    facts = read_facts(run)
-    assert (facts.architecture, facts.model_args["embed_dim"]) == ("vit_tiny_patch16_224", 16)
-    recipe["model"]["name"] = "hf-hub:someone/vit"
-    (run / "recipe.json").write_text(json.dumps(recipe))
-    with pytest.raises(
-        CardError, match="made by an older qvit from hf-hub:someone/vit and does not say which architecture"
-    ):
-        read_facts(run)
-
-
-def test_names_on_the_hub_are_kept(facts: Facts) -> None:
-    recipe = facts.recipe
-    model = dataclasses.replace(recipe.model, name="hf-hub:someone/vit@v2", pretrained=True)
-    there = dataclasses.replace(facts, recipe=dataclasses.replace(recipe, model=model, train_float=None))
-    text = text_of(there)
-    assert "base_model: someone/vit@v2" in text
-    assert "# someone/vit@v2, head-wise learned bits" in text
-    assert "weights: of `someone/vit@v2`" in text
-    timms = dataclasses.replace(recipe.model, pretrained=True)
-    assert "weights: those of timm" in text_of(
-        dataclasses.replace(facts, recipe=dataclasses.replace(recipe, model=timms, train_float=None))
-    )
-
-
-def test_a_data_set_of_the_hub_is_named(done: tuple[Path, Path], tmp_path: Path) -> None:
-    run = shutil.copytree(done[1], tmp_path / "run")
-    recipe = json.loads((run / "recipe.json").read_text())
-    for dataset, name in (("hfds/someone/pictures", "someone/pictures"), ("digits", "digits"), ("hfds/./x", "")):
-        recipe["data"] |= {"dataset": dataset, "root": ""}
-        (run / "recipe.json").write_text(json.dumps(recipe))
-        assert read_facts(run).dataset == name
-
-
 def test_runs_that_say_less(facts: Facts) -> None:
     """No labels, no interval, no training, a collapse, other crops: the card says what is known and nothing else."""
     unlabelled = text_of(facts, top1=None, top1_float=None, top1_frozen=None)
@@ -319,73 +209,15 @@ def test_runs_that_say_less(facts: Facts) -> None:
     assert "There is no ONNX file here: of this reason." in text_of(facts, no_onnx="of this reason")
 
 
-def test_a_program_that_onnx_cannot_say(done: tuple[Path, Path], tmp_path: Path) -> None:
-    run = shutil.copytree(done[1], tmp_path / "run")
-    qvit_runtime.save(integer_vit_program(), run / "model.qvit")
-    card = write_card(run, tmp_path / "card", "mit")
-    assert not (tmp_path / "card" / "model.onnx").exists()
-    assert "cannot be exported" in card.no_onnx
-    text = (tmp_path / "card" / "README.md").read_text()
-    assert f"There is no ONNX file here: {card.no_onnx}." in text
-    assert "- onnx" not in text
-    assert "Everything between the image and the classes is computed in integers" in text
-
-
-def test_without_the_extra(done: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a card without an ONNX file has none of an earlier one."""
-    write_card(done[1], tmp_path / "card", "mit")
-    monkeypatch.setitem(sys.modules, "qvit.onnx_export", None)
-    card = write_card(done[1], tmp_path / "card", "mit", overwrite=True)
-    assert card.no_onnx
-    assert sorted(path.name for path in (tmp_path / "card").iterdir()) == ["README.md", "config.json", "model.qvit"]
-    assert set(card.sizes) == {"README.md", "config.json", "model.qvit"}
-
-
-def test_only_a_folder_of_ours_is_written_to(done: tuple[Path, Path], tmp_path: Path) -> None:
-    out = tmp_path / "card"
-    write_card(done[1], out, "mit")
-    (out / ".gitattributes").write_text("kept")
-    with pytest.raises(FileExistsError, match=r"card is not empty; give another folder, or --overwrite"):
-        write_card(done[1], out, "mit")
-    write_card(done[1], out, "other", overwrite=True)
-    assert "license: other" in (out / "README.md").read_text()
-    assert (out / ".gitattributes").read_text() == "kept"
-    for foreign in ({}, {"architecture": "x"}):
-        (out / "config.json").write_text(json.dumps(foreign))
-        with pytest.raises(
-            FileExistsError, match=r"card is not empty and qvit card did not write it.*nothing was changed"
-        ):
-            write_card(done[1], out, "mit", overwrite=True)
-    assert "license: other" in (out / "README.md").read_text()
-
-
-def test_a_card_that_was_broken_off_has_no_readme(
-    done: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_card(done[1], tmp_path / "card", "mit")
-    with monkeypatch.context() as broken:
-        broken.setattr("qvit.card._write_onnx", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            write_card(done[1], tmp_path / "card", "mit", overwrite=True)
-    assert not (tmp_path / "card" / "README.md").exists()
-    write_card(done[1], tmp_path / "card", "mit", overwrite=True)
-    assert (tmp_path / "card" / "README.md").exists()
-
-
-def test_verb(
-    done: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["card", str(done[1] / "uniform3"), "--license", "mit", "--json", "card.json"]) == 0
-    assert "next: read hub/uniform3/README.md" in capsys.readouterr().out
-    found = json.loads((tmp_path / "card.json").read_text())
-    assert found["sizes"]["model.qvit"] == (tmp_path / "hub/uniform3/model.qvit").stat().st_size
-    for arguments, text in (
-        ([str(done[1] / "float"), "--license", "mit"], "is a float run and has no artifact; give a quantized run"),
-        ([str(done[1]), "--license", "My License"], "licence 'My License' is no identifier of the hub; they look like"),
-        ([str(done[1]), "--license", "mit", "--dataset", "/data"], "data set '/data' is no name such as cifar10"),
-        (["nowhere", "--license", "mit"], "nowhere has no recipe.json, so it is no run directory"),
-    ):
-        assert main(["card", *arguments, "-o", "other"]) == 2
-        assert text in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
+def test_names_on_the_hub_are_kept(facts: Facts) -> None:
+    recipe = facts.recipe
+    model = dataclasses.replace(recipe.model, name="hf-hub:someone/vit@v2", pretrained=True)
+    there = dataclasses.replace(facts, recipe=dataclasses.replace(recipe, model=model, train_float=None))
+    text = text_of(there)
+    assert "base_model: someone/vit@v2" in text
+    assert "# someone/vit@v2, head-wise learned bits" in text
+    assert "weights: of `someone/vit@v2`" in text
+    timms = dataclasses.replace(recipe.model, pretrained=True)
+    assert "weights: those of timm" in text_of(
+        dataclasses.replace(facts, recipe=dataclasses.replace(recipe, model=timms, train_float=None))
+    )
