@@ -23,7 +23,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,16 @@ def keep(name: str, result: dict[str, Any], correct: np.ndarray) -> None:
     (folder / "result.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def fill_in_losses(rows: Sequence[Row]) -> None:
+def fill_in_losses() -> None:
     """Of kept runs without losses whose directories are there."""
-    for name, _ in (run for row in rows for run in row.runs):
+    for _, name, _ in chosen(None, None):
         folder = KEPT / name
-        if (folder / "result.json").exists() and not (folder / LOSSES).exists():
-            if (RUNS / name).exists():
-                keep_losses(RUNS / name, folder)
-            else:
-                print(f"{name}: {RUNS / name} is gone; its losses stay unknown")
+        if not (folder / "result.json").exists() or (folder / LOSSES).exists():
+            continue
+        if (RUNS / name).exists():
+            keep_losses(RUNS / name, folder)
+        else:
+            print(f"{name}: {RUNS / name} is gone; its losses stay unknown")
 
 
 def chosen(only: list[str] | None, seeds: list[int] | None) -> Iterator[tuple[Row, str, int]]:
@@ -123,7 +124,7 @@ def main() -> None:
     if arguments.latency:
         (KEPT / LATENCY).write_text(json.dumps(measure(KEPT), indent=1) + "\n")
     elif arguments.losses:
-        fill_in_losses(ROWS)
+        fill_in_losses()
     elif not arguments.tables:
         set_fused_attn(False)  # float rows: in bfloat16 on a CPU it takes twice the time of its parts
         for row, name, seed in chosen(arguments.only, arguments.seeds):
