@@ -1,6 +1,7 @@
 """GMAC/s of the native Linear for every pair of activation and weight bits: what bits buy on this processor.
 
     python benchmarks/engine_gemm.py [--path avx2] [--rows 197] [--inputs 192] [--outputs 768] [--json FILE]
+    python benchmarks/engine_gemm.py --path avx2 --rows 24 --inputs 768 --json experiments/results/engine/gemm_avx2.json
 
 One thread, one image; the best of many short runs, so that other processes matter little. The shape is fc1 of DeiT-Tiny
 unless said otherwise. Quantized output, as in a network.
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 
+from peers.machine import processor
 from qvit_runtime import program as p
 from qvit_runtime.engine import Runner
 
@@ -37,11 +40,12 @@ def linear(rows: int, inputs: int, outputs: int, bits: int, weight_bits: int, rn
     return p.Program("linear", "x", "z", ops, buffers, {"w": weight}, constants, p.Preprocess((1, 1)))
 
 
-def best_seconds(program: p.Program, bits: int, path: str, repeats: int, rng: np.random.Generator) -> float:
+def best_seconds(program: p.Program, bits: int, path: str, repeats: int, rng: np.random.Generator) -> tuple[float, str]:
+    """Seconds, and the path that the engine took."""
     runner = Runner(program, program.ops, ["x"], ["z"], 1, path, True)
     shape = (1, *program.buffers["x"].shape)
     x = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape).astype(np.int16)
-    return min(sum(step.seconds for step in runner.profile([x])) for _ in range(repeats))
+    return min(sum(step.seconds for step in runner.profile([x])) for _ in range(repeats)), runner.path
 
 
 def main() -> None:
@@ -63,12 +67,15 @@ def main() -> None:
         line = []
         for weight_bits in widths:
             program = linear(options.rows, options.inputs, options.outputs, bits, weight_bits, rng)
-            speed = macs / best_seconds(program, bits, options.path, options.repeats, rng) / 1e9
+            seconds, path = best_seconds(program, bits, options.path, options.repeats, rng)
+            speed = macs / seconds / 1e9
             table[f"{bits}x{weight_bits}"] = round(speed, 1)
             line.append(speed)
         print(f"{bits:3d} " + "".join(f"{speed:7.1f}" for speed in line))
     if options.json:
-        Path(options.json).write_text(json.dumps(table, indent=1) + "\n")
+        shape = {"rows": options.rows, "inputs": options.inputs, "outputs": options.outputs}
+        where = {"path": path, "date": time.strftime("%Y-%m-%d"), "processor": processor()}
+        Path(options.json).write_text(json.dumps({**shape, **where, "gmacs": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
