@@ -18,7 +18,6 @@ import qvit_runtime
 from qvit.cli import main
 from qvit.pipeline.finished import load, read_result
 from toy_pipeline import UNIFORM3
-from toy_programs import vit_program
 
 
 def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
@@ -139,18 +138,6 @@ def test_eval_gives_one_table_for_everything(done: tuple[Path, Path], capsys: py
     assert table.keys() == artifact.keys() == float_table.keys()
     few = json_of(capsys, "eval", str(run), "--max-images", "16", "--split", "train", *data)
     assert few["images"] == 16
-
-
-def test_a_reference_for_other_images_or_classes_is_refused(
-    done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other, artifact = vit_program(), str(done[1] / "model.qvit")
-    qvit_runtime.save(other, tmp_path / "other.qvit")
-    arguments = ["eval", artifact, "--data", str(done[0].parent / "digits"), "--reference"]
-    assert main([*arguments, str(tmp_path / "other.qvit")]) == 2
-    side = other.preprocess.size[0]
-    text = f"{artifact} has images of 28 pixels and the reference {tmp_path / 'other.qvit'} images of {side} pixels; give a"
-    assert text in capsys.readouterr().err
 
 
 def test_eval_of_images_without_labels(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ qvit eval WHAT [--data DIR]          a run directory, a .qvit artifact, a recipe
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..data import DataConfig, open_eval, resolve_data
 from ..evaluation.evaluate import evaluate
 from ..pipeline.finished import load_exact, read_recipe
 from ..pipeline.float_model import create_float_model
-from .data import add_source_options, check_weights_are_wanted, data_from, recipe_with_weights, timm_model
+from .data import add_source_options, check_weights_are_wanted, data_from, is_timm_name, recipe_with_weights, timm_model
 from .output import say
 
 
@@ -42,14 +43,20 @@ def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     outputs: tuple[str, ...] = ()
     if isinstance(model, qvit_runtime.Program) and arguments.class_map is None:
         outputs = model.preprocess.labels
-    outcome = evaluate(model, open_eval(data, arguments.max_images, outputs), reference)
+    outcome = evaluate(model, open_eval(data, arguments.max_images, outputs))
+    agreement = None
+    if (
+        reference is not None
+    ):  # the same images as the reference was made for: size, crop, mean and deviation are its own
+        other = evaluate(reference[0], open_eval(reference[1], arguments.max_images, outputs))
+        agreement = float((outcome.predictions == other.predictions).mean() * 100)
     found = {
         "what": arguments.what,
         "images": outcome.images,
         "labelled": outcome.labelled,
         "top1": outcome.top1,
         "top5": outcome.top5,
-        "agreement": outcome.agreement,
+        "agreement": agreement,
     }
     for key, value in found.items():
         if value is not None:
@@ -57,19 +64,18 @@ def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _reference(arguments: argparse.Namespace, data: DataConfig) -> nn.Module | qvit_runtime.Program:
-    """The model of --reference. Raises ValueError where it cannot be given the images, or has other classes."""
+def _reference(arguments: argparse.Namespace, data: DataConfig) -> tuple[nn.Module | qvit_runtime.Program, DataConfig]:
+    """The model of --reference with its own settings of `data`'s images. Raises ValueError where it has other classes."""
+    if is_timm_name(arguments.what):  # --checkpoint and --num-classes are those of the model that is evaluated
+        arguments = argparse.Namespace(**{**vars(arguments), "checkpoint": "", "num_classes": 0})
     reference, own = _open_model(arguments.reference, arguments)
-    for what, needed, taken in (
-        ("images of {} pixels", data.image_size, own.image_size),
-        ("{} classes", data.num_classes, own.num_classes),
-    ):
-        if needed != taken:
-            raise ValueError(
-                f"{arguments.what} has {what.format(needed)} and the reference {arguments.reference} {what.format(taken)}; "
-                "give a reference that has the same"
-            )
-    return reference
+    if data.num_classes != own.num_classes:
+        raise ValueError(
+            f"{arguments.what} has {data.num_classes} classes and the reference {arguments.reference} {own.num_classes} classes; "
+            "give a reference that has the same"
+        )
+    images = {field: getattr(data, field) for field in ("dataset", "root", "eval_split", "class_map")}
+    return reference, dataclasses.replace(own, **images)
 
 
 def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | qvit_runtime.Program, DataConfig]:
