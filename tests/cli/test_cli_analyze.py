@@ -63,6 +63,13 @@ def run(*words: str) -> dict:
     return arguments.verb(arguments)
 
 
+def test_fewer_training_images_than_a_batch(folder: Path, tmp_path: Path) -> None:
+    """Nothing is trained, so no batch has to be filled."""
+    recipe = folder / "large_batch.toml"
+    recipe.write_text(RECIPE.replace("batch_size = 8", "batch_size = 128"))
+    assert run(str(recipe), "--bits", "4", *FEW, "--out", str(tmp_path))["images"] == 24
+
+
 def test_a_recipe(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Result, verdict and start bits; a second time with --resume reads the first."""
     words = (str(folder / "tiny.toml"), "--bits", "2,4", *FEW, "--out", str(tmp_path), "--budget-gbitops", "0.0025")

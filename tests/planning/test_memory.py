@@ -93,3 +93,11 @@ def test_checkpoints_are_as_large_as_predicted(change: dict, tmp_path: Path) -> 
             found[kind] = found.get(kind, 0) + size_of([file.get_tensor(name)])
     assert predicted == found
     assert 0 < newest.stat().st_size - sum(found.values()) < 60_000  # names, shapes and JSON
+
+
+def test_memory_is_that_of_a_model_on_another_device() -> None:
+    """Behind a float row that was trained on a GPU; the meta device stands in for one."""
+    here, there = (
+        training_memory(m, FitConfig(), (3, 16, 16), batch=4, teacher=None) for m in (vit(), vit().to("meta"))
+    )
+    assert (here.parameters, here.optimizer) == (there.parameters, there.optimizer)

@@ -73,7 +73,10 @@ def analyze_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(config.seed)  # a model without weights is the same one on a resume
     model = create_float_model(source)
     # Decoding all training images once does not pay for an analysis, which reads a few of them.
-    data = dataclasses.replace(data, eval_batch_size=config.batch_size, cache_decoded=config.finetune_steps > 0)
+    trains = config.finetune_steps > 0
+    data = dataclasses.replace(data, eval_batch_size=config.batch_size, cache_decoded=trains)
+    if not trains:
+        data = dataclasses.replace(data, batch_size=2)  # nothing is trained; the loader must be fillable
     data = resolve_data(data, model)
     out = arguments.out or Path("runs") / f"analysis_{Path(arguments.what).stem}"
     images = open_analysis_data(data, config)

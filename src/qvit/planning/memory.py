@@ -58,7 +58,8 @@ def training_memory(
     model    a calibrated quantized model, or a float one
     teacher  the float model where something of the loss asks it, else None
     """
-    two, three = (saved_activations(model, torch.zeros(count, *image), config) for count in (2, 3))
+    device = next(model.parameters()).device  # behind a float row that was trained, that of the training
+    two, three = (saved_activations(model, torch.zeros(count, *image, device=device), config) for count in (2, 3))
     saved = checkpoint_sizes(model, config)
     return Memory(
         batch=batch,

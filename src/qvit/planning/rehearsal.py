@@ -33,6 +33,7 @@ from ..methods import METHODS, learns_bits
 from ..pipeline.context import Context
 from ..pipeline.rows import calibration_batches, judge
 from ..settings.recipe import FLOAT, Recipe
+from ..system.processes import process_state
 from ..training.bit_schedule import PUBLISHED_PROBES
 from ..training.fit import fit
 from ..training.fit_config import FitConfig
@@ -107,6 +108,8 @@ def rehearse(context: Context, row: Recipe, device_batch: int) -> Rehearsal:
     row           of `context.recipe`; where it is a float row, the float model of `context` is trained in place
     device_batch  images of the real run on one device, for its memory
     """
+    if row.method == FLOAT:
+        context.model.to(process_state().device)  # where it is trained, and judged
     images = evaluate(context.model, context.splits.eval).images  # first passes are slower
     watch = Stopwatch()
     evaluate(context.model, context.splits.eval)
