@@ -5,8 +5,9 @@ levels at whole numbers, or half a step above them where it has no zero (mid-ris
 stands that of the trained float weights, where the run still has them and they are the ones that were rounded: a method may
 freeze weights that it made of them, which is seen by the codes not being theirs.
 
-Groups are the blocks of the weight's scale. A weight with scales per channel has hundreds; there the channels of one
-bit-width are one group.
+Groups are the blocks of the weight's scale, and of an activation those of its grid. Where each output channel of a weight has
+a scale of its own, or each channel of an activation a grid, there are as many as the network is wide: the channels of one
+bit-width are one group there.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from qvit_runtime.program import Grid, Weight
 
 from ..evaluation.grid_histogram import bar_shares
 from .histogram import Bins, Histogram
+from .tensors import are_channels
 
 BINS = 32  # of the float weights of a group
-MOST_BLOCKS = 100  # more blocks than that are channels and not heads
 OWN = 0.999  # share of codes that must be those of the float weights
 
 
@@ -37,6 +38,7 @@ class Range:
     """The values that an activation's codes can stand for, one group: from `low` to `high`.
 
     In 2^bits - 1 equal steps, but for two-scaled codes: their two regions are one range of k bits, as `products` counts them.
+    `groups` is 0 for all channels of one bit-width: from the lowest value of any to the highest.
     """
 
     tensor: str
@@ -84,6 +86,11 @@ def _ranges(name: str, bits: Sequence[int], grid: Grid | None) -> Iterator[Range
     assert grid is not None  # `activations` lists buffers that hold codes
     shape = len(bits), -1  # (groups, regions)
     low, high = ((limit * grid.scale + grid.offset).reshape(shape) for limit in (grid.qmin, grid.qmax))
+    if are_channels(name, len(bits)):
+        for width in sorted(set(bits)):
+            chosen = np.array(bits) == width
+            yield Range(name, width, 0, width, float(low[chosen].min()), float(high[chosen].max()))
+        return
     for group, width in enumerate(bits):
         yield Range(name, group, len(bits), width, float(low[group].min()), float(high[group].max()))
 
@@ -102,7 +109,7 @@ def _histograms(name: str, weight: Weight, values: Tensor | None) -> Iterator[Hi
     steps = None if values is None else values.numpy().reshape(codes.shape) / step
     if steps is not None and not _are_theirs(codes, steps - rise, spread(weight.bits)):
         steps = None
-    by_channel = weight.bits.size > MOST_BLOCKS
+    by_channel = rows > 1 and height == 1
     blocks = weight.bits if by_channel else np.arange(weight.bits.size).reshape(rows, columns)
     inside = spread(blocks)
     for block in np.unique(blocks):

@@ -43,19 +43,23 @@ def grids(run: Run, key: str) -> Iterator[Picture]:
             run.activations.histograms,
         )
     ranges = [
-        (place.role, place.label, tensor, r.bits, digits(r.low, 4), digits(r.high, 4))
+        (place.role, label, tensor, r.bits, digits(r.low, 4), digits(r.high, 4))
         for r in run.artifact.ranges
         if r.tensor.startswith(("blocks.", "layers."))
         for tensor in (r.tensor.removesuffix(".heads"),)  # the input of proj, before its heads are merged
         for place in (place_of(tensor, r.group, r.groups),)
+        for label in (place.label if r.groups else f"{place.label}, {r.bits}-bit channels",)
     ]
     if ranges:
-        logarithmic = " Without the attention maps: their code c stands for 2^-c." if run.artifact.log_codes else ""
+        remarks = (
+            " Channels with grids of their own are one line." if any(not r.groups for r in run.artifact.ranges) else ""
+        )
+        remarks += " Without the attention maps: their code c stands for 2^-c." if run.artifact.log_codes else ""
         yield Picture(
             f"{key}-activation-grids",
             "Grids of the activations",
             "From the value of the smallest code to that of the largest, for each layer and head (h). Beyond it is clipped."
-            f"{logarithmic}",
+            f"{remarks}",
             _ranges(),
             {"ranges": Table(("role", "label", "tensor", "bits", "low", "high"), ranges)},
             panel=PANEL,
@@ -86,15 +90,17 @@ def _short(shares: Sequence[float]) -> tuple[float | int, ...]:
 
 def _label(histogram: Histogram) -> str:
     bits = f"{histogram.bits} bits"
-    if not histogram.groups:
-        return f"channels of {bits}"
-    if histogram.scale is not None:
+    if histogram.scale is not None and histogram.groups:
         bits += f", scale {histogram.scale:.3g}"
     if histogram.clipped is not None:
         bits += f", {sum(histogram.clipped):.2f} % clipped"
+    if not histogram.groups:
+        return f"channels of {bits}"
     if histogram.groups == 1:
         return bits
     place = place_of(histogram.tensor, histogram.group, histogram.groups)
+    if place.head is None:  # q, k and v of one tensor
+        return f"{place.role}: {bits}"
     role = "" if histogram.scale is None else f"{place.role} "  # tells q, k and v of one weight apart
     return f"{role}h{place.head}: {bits}"
 
