@@ -234,3 +234,13 @@ def test_refusals() -> None:
     with pytest.raises(FreezeError, match=r"1 channels.*give a Preprocess"):
         ivit.freeze(gray)
     check(ivit.freeze(gray, qvit_runtime.program.Preprocess(size=(16, 16), mean=(0.5,), std=(0.5,))))
+
+
+def test_a_swin_without_its_last_norm() -> None:
+    model = swin()
+    model.norm = nn.Identity()  # type: ignore[assignment]
+    x, network = images(model, 8), calibrated(model)
+    with torch.no_grad():
+        exact, found = model(x), network(x)
+    assert (found - exact).abs().max() < 0.1 * (exact.max() - exact.min())
+    assert np.array_equal(interpreter.run(ivit.freeze(network), x.numpy()), found.numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 import pytest
 import timm
@@ -12,15 +13,27 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 from torch import nn
 
+from qvit.calibration.calibrate import float_forward
+from qvit.methods import fqvit, ivit
 from qvit.network.convert import quantize
 from qvit.network.support import UnsupportedModelError, check_supported
-from toy_models import swin, vit
+from toy_models import images, swin, vit
 
 
 def gated() -> nn.Module:
     model = vit()
     model.blocks[0].attn = Attention(16, 2, gated=True)  # type: ignore[union-attr, index, assignment]
     return model
+
+
+def replaced(model: nn.Module, part: str, module: nn.Module) -> nn.Module:
+    model.set_submodule(part, module)
+    return model
+
+
+def dropped(width: int) -> nn.Module:
+    """The classifier that people write."""
+    return nn.Sequential(nn.Dropout(0.1), nn.Linear(width, 5))
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -45,7 +58,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "gate": (gated, r"blocks\.0\.attn has a gate"),
     "scale_norm": (lambda: vit(scale_attn_norm=True), r"blocks\.0\.attn normalises its output \(scale_norm\)"),
     "mlp_norm": (lambda: vit(scale_mlp_norm=True), r"blocks\.0\.mlp\.norm is a LayerNorm"),
-    "rms_norm": (lambda: vit(norm_layer="rmsnorm"), r"blocks\.0\.norm1 is a RmsNorm, which qvit does not quantize"),
+    "rms_norm": (lambda: vit(norm_layer="rmsnorm"), r"^norm is a RmsNorm; it must be a LayerNorm or Identity"),
     "parallel_blocks": (lambda: vit(block_fn=ParallelScalingBlock), r"blocks\.0 is a ParallelScalingBlock"),
     "post_norm": (lambda: vit(block_fn=ResPostBlock, init_values=1.0), r"blocks\.0 is a ResPostBlock"),
     "swin_pool": (lambda: swin(global_pool="max"), r"global_pool is 'max'; supported for Swin: 'avg'"),
@@ -57,6 +70,48 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: vit(img_size=18, dynamic_img_pad=True, dynamic_img_size=True),
         r"patch_embed pads images of \(18, 18\) to whole patches of 4",
     ),
+    "classifier": (
+        lambda: replaced(vit(), "head", dropped(16)),
+        r"^head is a Sequential; it must be a Linear or Identity: unwrap it, or merge .* Dropout in front is timm's head_drop",
+    ),
+    "swin_classifier": (
+        lambda: replaced(swin(), "head.fc", dropped(32)),
+        r"^head\.fc is a Sequential; it must be a Linear or Identity: .* head\.drop in a Swin",
+    ),
+    "swin_head": (
+        lambda: replaced(swin(), "head", nn.Linear(32, 5)),
+        r"^head is a Linear; it must be a ClassifierHead",
+    ),
+    "patch_projection": (
+        lambda: replaced(vit(), "patch_embed.proj", nn.Sequential(nn.Conv2d(3, 16, 4, 4))),
+        r"^patch_embed\.proj is a Sequential; it must be a Conv2d: unwrap it",
+    ),
+    "patch_norm": (
+        lambda: replaced(vit(), "patch_embed.norm", nn.Sequential(nn.LayerNorm(16))),
+        r"^patch_embed\.norm is a Sequential; it must be a LayerNorm or Identity",
+    ),
+    "layer_scale": (
+        lambda: replaced(vit(), "blocks.0.ls1", nn.Sequential(nn.Dropout(0.1))),
+        r"^blocks\.0\.ls1 is a Sequential; it must be a LayerScale or Identity",
+    ),
+    "projection": (
+        lambda: replaced(vit(), "blocks.0.attn.proj", nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.1))),
+        r"^blocks\.0\.attn\.proj is a Sequential; it must be a Linear: unwrap it",
+    ),
+    **{
+        name: (
+            lambda name=name: replaced(vit(), name, nn.Sequential(nn.LayerNorm(16))),
+            rf"^{name} is a Sequential; it must be a LayerNorm or Identity: unwrap it",
+        )
+        for name in ("norm_pre", "norm", "fc_norm")
+    },
+    **{
+        str(dtype): (
+            lambda dtype=dtype: vit().to(dtype),
+            rf"^cls_token is {dtype}; qvit quantizes float32 models only: give model\.float\(\)$",
+        )
+        for dtype in (torch.bfloat16, torch.float16, torch.float64)
+    },
 }
 
 
@@ -65,6 +120,19 @@ def test_refused_by_name(name: str) -> None:
     make, text = REFUSED[name]
     with pytest.raises(UnsupportedModelError, match=text):
         quantize(make())
+    with pytest.raises(UnsupportedModelError, match=text):
+        ivit.quantize(make())
+
+
+@pytest.mark.parametrize("method", [ivit, fqvit])
+@pytest.mark.parametrize(("make", "norm"), [(vit, "blocks.0.norm1"), (swin, "layers.1.downsample.norm")])
+def test_a_branch_without_norm_has_no_integer_form(
+    make: Callable[[], nn.Module], norm: str, method: ModuleType
+) -> None:
+    model = replaced(make(), norm, nn.Identity())
+    check_supported(model)
+    with pytest.raises(UnsupportedModelError, match=rf"^{norm} is a Identity; .*-ViT needs a LayerNorm in front of"):
+        method.quantize(model)
 
 
 def test_quantizing_twice_is_refused() -> None:
@@ -94,5 +162,9 @@ def test_quantizing_twice_is_refused() -> None:
 def test_variations_are_supported(kwargs: dict) -> None:
     model = vit(**kwargs)
     check_supported(model)
-    assert isinstance(quantize(model), type(model))
-    assert torch.isfinite(next(model.parameters())).all()
+    quantized = quantize(model)
+    assert isinstance(quantized, type(model))
+    assert not {name for name, layer in quantized.named_modules() if type(layer) in (nn.Linear, nn.Conv2d)}
+    x = images(model)
+    with torch.no_grad(), float_forward(quantized):
+        torch.testing.assert_close(quantized(x), model(x))

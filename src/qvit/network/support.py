@@ -3,14 +3,19 @@
 Supported: VisionTransformer and its distilled form made of Block, Attention (fused qkv, optional QK-norm; no gate, no
 scale norm), Mlp with exact GELU, PatchEmbed, LayerScale, register tokens; SwinTransformer. That covers vit_*, deit_*,
 deit3_*, dinov2_* and swin_*. Everything with parameters must be of a type listed here, so that no layer is silently
-left in float: an unknown one is refused with its name, its type and what is allowed.
+left in float: an unknown one is refused with its name, its type and what is allowed. And every part must be what timm
+makes it (PARTS): a Sequential has a known type, but where a Linear belongs nobody would look inside.
+
+Only float32 is read: codes are defined by float32 arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import timm.layers as timm_layers
+import torch
 from timm.layers.attention import Attention
 from timm.models import swin_transformer as swin
 from timm.models import vision_transformer as vit
@@ -41,6 +46,44 @@ KNOWN: tuple[type[nn.Module], ...] = (
     WindowAttention,
 )
 
+NORM = (nn.LayerNorm, nn.Identity)
+SCALE = (vit.LayerScale, nn.Identity)
+CLASSIFIER = (nn.Linear, nn.Identity)
+
+# What the parts of a module may be; a part that is absent (None) is passed over.
+PARTS: dict[type[nn.Module], dict[str, tuple[type[nn.Module], ...]]] = {
+    VisionTransformer: {
+        "patch_embed": (timm_layers.PatchEmbed,),
+        "norm_pre": NORM,
+        "norm": NORM,
+        "fc_norm": NORM,
+        "head": CLASSIFIER,
+        "head_dist": CLASSIFIER,
+    },
+    SwinTransformer: {"patch_embed": (timm_layers.PatchEmbed,), "norm": NORM, "head": (timm_layers.ClassifierHead,)},
+    timm_layers.PatchEmbed: {"proj": (nn.Conv2d,), "norm": NORM},
+    timm_layers.ClassifierHead: {"fc": CLASSIFIER},
+    vit.Block: {
+        "attn": (Attention,),
+        "mlp": (timm_layers.Mlp,),
+        "norm1": NORM,
+        "norm2": NORM,
+        "ls1": SCALE,
+        "ls2": SCALE,
+    },
+    swin.SwinTransformerBlock: {
+        "attn": (WindowAttention,),
+        "mlp": (timm_layers.Mlp,),
+        "norm1": NORM,
+        "norm2": NORM,
+    },
+    swin.SwinTransformerStage: {"downsample": (swin.PatchMerging, nn.Identity)},
+    swin.PatchMerging: {"norm": NORM, "reduction": (nn.Linear,)},
+    Attention: {"qkv": (nn.Linear,), "q_norm": NORM, "k_norm": NORM, "proj": (nn.Linear,)},
+    WindowAttention: {"qkv": (nn.Linear,), "proj": (nn.Linear,)},
+    timm_layers.Mlp: {"fc1": (nn.Linear,), "fc2": (nn.Linear,)},
+}
+
 
 class UnsupportedModelError(TypeError):
     """The model, or one module in it, cannot be quantized; the text names it."""
@@ -53,14 +96,44 @@ def check_supported(model: nn.Module) -> None:
             f"{type(model).__name__} is not supported; qvit quantizes timm models of the classes "
             f"{', '.join(cls.__name__ for cls in MODELS)}"
         )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise UnsupportedModelError(
+                f"{name} is {parameter.dtype}; qvit quantizes float32 models only: give model.float()"
+            )
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=True)) and type(module) not in KNOWN:
             raise UnsupportedModelError(
                 f"{name} is a {type(module).__name__}, which qvit does not quantize; it knows Block, Attention, Mlp, "
                 "PatchEmbed, LayerScale, PatchMerging and WindowAttention of timm"
             )
-        for reason in _refusals(name, module):
+        for reason in chain(_wrong_parts(name, module), _refusals(name, module)):
             raise UnsupportedModelError(reason)
+
+
+def check_norms(model: nn.Module, method: str) -> None:
+    """For a method whose products read the codes of a LayerNorm: UnsupportedModelError where none stands in front of a branch."""
+    for name, module in model.named_modules():
+        if isinstance(module, (vit.Block, swin.SwinTransformerBlock, swin.PatchMerging)):
+            for part in ("norm1", "norm2", "norm"):
+                norm = getattr(module, part, None)
+                if norm is not None and not isinstance(norm, nn.LayerNorm):
+                    raise UnsupportedModelError(
+                        f"{name}.{part} is a {type(norm).__name__}; {method} needs a LayerNorm in front of every branch"
+                    )
+
+
+def _wrong_parts(name: str, module: nn.Module) -> Iterator[str]:
+    allowed = next((parts for owner, parts in PARTS.items() if isinstance(module, owner)), {})
+    for part, types in allowed.items():
+        given = getattr(module, part, None)
+        if given is None or isinstance(given, types):
+            continue
+        what = f"{name}.{part}" if name else part
+        advice = "unwrap it, or merge what it does into one"
+        if types is CLASSIFIER:
+            advice += " (a Dropout in front is timm's head_drop, and head.drop in a Swin)"
+        yield f"{what} is a {type(given).__name__}; it must be a {' or '.join(t.__name__ for t in types)}: {advice}"
 
 
 def _refusals(name: str, module: nn.Module) -> Iterator[str]:

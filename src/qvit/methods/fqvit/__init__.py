@@ -61,7 +61,7 @@ from ...calibration.observers import Extremes
 from ...calibration.range_observers import MinMax, Observer, check_observer, grid_of_range, watcher
 from ...network.convert import quantize as quantize_uniformly
 from ...network.placement import format_placement
-from ...network.support import UnsupportedModelError
+from ...network.support import UnsupportedModelError, check_norms
 from ...quantizers.quantizer import require_quantized
 from ...spec import FixedBits, PerChannel, PerTensor, Spec, check_bits
 from .build import Builder
@@ -107,6 +107,7 @@ def quantize(model: nn.Module, config: FQViT | None = None, *, quiet: bool = Fal
     Raises UnsupportedModelError naming a module it does not know.
     """
     config = config or FQViT()
+    check_norms(model, "FQ-ViT")
     _refuse(model)
     spec = Spec(
         weights=FixedBits(config.weight_bits),
@@ -143,13 +144,6 @@ def _refuse(model: nn.Module) -> None:
             if not isinstance(getattr(module, norm, nn.Identity()), nn.Identity):
                 raise UnsupportedModelError(
                     f"{name}.{norm} normalises heads; FQ-ViT has no integer form of QK-norm here: use qvit.quantize for this model"
-                )
-        for norm in ("norm1", "norm2"):
-            if isinstance(module, (Block, SwinTransformerBlock)) and not isinstance(
-                getattr(module, norm), nn.LayerNorm
-            ):
-                raise UnsupportedModelError(
-                    f"{name}.{norm} is a {type(getattr(module, norm)).__name__}; FQ-ViT needs a LayerNorm in front of every branch"
                 )
 
 

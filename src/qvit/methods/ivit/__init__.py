@@ -32,7 +32,7 @@ import qvit_runtime.program as p
 from ...calibration.calibrate import Images, calibration_images
 from ...freezing.freeze import default_preprocess
 from ...network.placement import Placement
-from ...network.support import UnsupportedModelError, check_supported
+from ...network.support import UnsupportedModelError, check_norms, check_supported
 from ...spec import check_bits
 from .emission import Emission
 from .layers import STREAM_BITS, Grid, Linear
@@ -62,10 +62,11 @@ class IViT:
 def quantize(model: nn.Module, config: IViT | None = None) -> IntegerTransformer:
     """An integer-only copy of `model`, not calibrated yet; the float keys of its state_dict are those of timm.
 
-    Raises UnsupportedModelError naming what qvit does not know, or what has no integer form (QK-norm).
+    Raises UnsupportedModelError naming what qvit does not know, or what has no integer form (QK-norm, a branch without LayerNorm).
     """
     config = config or IViT()
     check_supported(model)
+    check_norms(model, "I-ViT")
     for name, module in model.named_modules():
         if isinstance(module, Attention) and not isinstance(module.q_norm, nn.Identity):
             raise UnsupportedModelError(

@@ -327,7 +327,7 @@ class IntegerSwin(IntegerTransformer):
         super().__init__(source)
         self.patch_embed = PatchEmbedding(source.patch_embed)  # type: ignore[arg-type]
         self.layers = nn.ModuleList(Stage(stage, weight_bits, bits) for stage in source.layers)
-        self.norm = LayerNorm(source.norm, EDGE_BITS)  # type: ignore[arg-type]
+        self.norm = _norm(source.norm, EDGE_BITS)
         self.pooled = Grid(EDGE_BITS)
         head = _head(source.head.fc)
         self.head = nn.ModuleDict({} if head is None else {"fc": head})
@@ -336,5 +336,7 @@ class IntegerSwin(IntegerTransformer):
         x = self.patch_embed.run(ops, image, as_grid=True)
         for stage in self.layers:
             x = stage.run(ops, x)  # type: ignore[operator]
-        x = ops.mean_tokens(ops.layer_norm(x, self.norm), 0, self.pooled)
+        if self.norm is not None:
+            x = ops.layer_norm(x, self.norm)
+        x = ops.mean_tokens(x, 0, self.pooled)
         return ops.linear(x, self.head["fc"]) if "fc" in self.head else x  # type: ignore[arg-type]
