@@ -152,6 +152,29 @@ def test_a_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
         analyze(vit(1, depth=1), analysis_data(model), QUICK, tmp_path, resume=True, quiet=True)
 
 
+@pytest.mark.parametrize(
+    ("bits", "budget", "text"),
+    [
+        (
+            (2, 3),
+            1e-6,
+            r"^a budget of 1e-06 gbitops cannot be met: with .* costs 0\.\d+, .*; give a budget in that range or",
+        ),
+        ((2, 3), -1.0, r"^a budget must be positive; given gbitops = -1.0$"),
+        ((3,), 1.0, r"^an allocation chooses between bit-widths: give --bits two or more of them, such as 2,3,4$"),
+    ],
+    ids=["impossible", "negative", "one width"],
+)
+def test_an_allocation_that_cannot_be_is_refused_before_anything_is_measured(
+    bits: tuple[int, ...], budget: float, text: str, tmp_path: Path
+) -> None:
+    model = vit(depth=1)
+    config = dataclasses.replace(QUICK, bits=bits)
+    with pytest.raises(ValueError, match=text):
+        analyze(model, analysis_data(model), config, tmp_path, budget_gbitops=budget, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_without_labels_are_judged_by_the_float_model(tmp_path: Path) -> None:
     model = vit(depth=1)
     config = dataclasses.replace(QUICK, bits=(2,))

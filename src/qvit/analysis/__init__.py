@@ -31,7 +31,7 @@ from typing import Any
 
 from torch import nn
 
-from ..bits.init_bits import allocate_bits, check_choice
+from ..bits.init_bits import allocate_bits, check_allocation
 from ..settings.provenance import versions
 from ..settings.values import to_values
 from ..system.progress import Progress
@@ -64,11 +64,11 @@ def analyze(
     resume          continue an analysis that was interrupted; a finished one is read from its log
 
     Raises FileExistsError when `out` holds an analysis and `resume` is not set; ValueError when it is one of another model
-    or with other settings, when training is asked for without labels, or an allocation with a single bit-width; BudgetError
-    when the fewest bits cost more than the budget; FloatingPointError when logits are not finite.
+    or with other settings, when training is asked for without labels, or an allocation with a single bit-width; BudgetError,
+    before anything is measured, when the fewest bits cost more than the budget; FloatingPointError when logits are not finite.
     """
     if budget_gbitops is not None:
-        check_choice(config.bits)
+        check_allocation(model, config.bits, budget_gbitops)
     if config.finetune_steps and data.splits is None:
         raise ValueError("--finetune-steps needs labels to train on, and these images have none; leave it out")
     log = _Log(Run(out), _settings(model, data, config), resume)

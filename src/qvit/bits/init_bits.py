@@ -29,7 +29,7 @@ from ..network.convert import quantize
 from ..quantizers.quantizer import Quantizer, require_quantized
 from ..spec import LearnedBits, PerHead, Spec
 from .allocate import spread
-from .budget import Budget
+from .budget import Budget, check_reachable
 from .cost import cost
 from .lock import lock
 from .sensitivity import Sensitivity
@@ -46,13 +46,12 @@ def allocate_bits(model: nn.Module, sites: list[dict[str, Any]], budget_gbitops:
     Raises ValueError when a single bit-width was analysed, BudgetError when the fewest bits cost more than the budget.
     """
     analysed = sorted({site["bits"] for site in sites})
-    check_choice(analysed)
-    bits = LearnedBits(analysed[0], analysed[-1], start=float(analysed[-1]))
-    quantized = quantize(model, Spec(bits, bits, PerHead()), quiet=True)
+    budget = Budget(gbitops=budget_gbitops)
+    quantized = _to_allocate(model, analysed, budget)
     sensitivity = Sensitivity(quantized)
     for name, table in sensitivity.tables.items():
         table.copy_(_losses([site for site in sites if site["tensor"] == name], analysed))
-    lock(quantized, sensitivity, Budget(gbitops=budget_gbitops))
+    lock(quantized, sensitivity, budget)
     chosen = spread(quantized)
     return {
         "version": VERSION,
@@ -62,10 +61,20 @@ def allocate_bits(model: nn.Module, sites: list[dict[str, Any]], budget_gbitops:
     }
 
 
-def check_choice(bits: Sequence[int]) -> None:
-    """Raise ValueError unless there are two bit-widths to choose between."""
-    if len(bits) < 2:
+def check_allocation(model: nn.Module, bits: Sequence[int], budget_gbitops: float) -> None:
+    """Raise what `allocate_bits` will raise once the float model has been analysed at these bits, before that takes hours."""
+    _to_allocate(model, bits, Budget(gbitops=budget_gbitops))
+
+
+def _to_allocate(model: nn.Module, analysed: Sequence[int], budget: Budget) -> nn.Module:
+    """The model with bits that may be anything from the fewest to the most analysed ones, all at the most."""
+    if len(analysed) < 2:
         raise ValueError("an allocation chooses between bit-widths: give --bits two or more of them, such as 2,3,4")
+    low, high = min(analysed), max(analysed)
+    bits = LearnedBits(low, high, start=float(high))
+    quantized = quantize(model, Spec(bits, bits, PerHead()), quiet=True)
+    check_reachable(quantized, budget)
+    return quantized
 
 
 def _losses(sites: list[dict[str, Any]], analysed: list[int]) -> Tensor:
