@@ -104,6 +104,11 @@ def test_cost_counts_the_classes_that_are_asked_for(capsys: pytest.CaptureFixtur
     [
         ("ivit", [], r"what method 'ivit' costs is read off its program: run .*my.toml, then qvit cost RUN"),
         ("qvit", ["--weight-bits", "9"], r"--weight-bits is 9; bit-widths go from 2 to 8"),
+        (
+            "qvit-irm",
+            ["--weight-bits", "3"],
+            r"my.toml has fixed bits, and --weight-bits set those that are learned; leave it",
+        ),
     ],
 )
 def test_a_recipe_that_cost_cannot_price(

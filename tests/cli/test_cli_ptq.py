@@ -45,7 +45,7 @@ def test_from_a_float_run(done: tuple[Path, Path], capsys: pytest.CaptureFixture
 def test_bits_observer_and_placement(
     done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """From a recipe with its own weights; few bits without training collapse, and it says so."""
+    """From a recipe with its own weights."""
     recipe, run = done
     changed = recipe.with_name("weights.toml")
     changed.write_text(recipe.read_text().replace("[model]", f'[model]\ncheckpoint = "{run / "float"}"'))
@@ -57,7 +57,8 @@ def test_bits_observer_and_placement(
     assert read_recipe(out).quantize.observer == Percentile()  # type: ignore[union-attr]
     assert result["bits"]["blocks.0.mlp.fc1.weight"] == 2
     assert re.search(r"blocks.0.attn.softmax +float", text)
-    assert (result["collapse"] is None) == ("collapsed: " not in text)
+    assert result["collapse"] is None  # the float model of two epochs is at chance itself
+    assert "collapsed: " not in text
 
 
 def test_a_flat_folder_serves_agreement(
@@ -108,6 +109,9 @@ def test_another_data_set_does_not_take_a_folder_of_images_for_its_cache(
     assert data_from(given, images).root == str(tmp_path / "digits" / "train")
     given.data = "hfds/./parquet"
     assert data_from(given, cached).dataset == f"hfds/{tmp_path / 'parquet'}"
+    (tmp_path / "pets").mkdir()
+    given.data = "hfds/pets"
+    assert data_from(given, cached).dataset == f"hfds/{tmp_path / 'pets'}"
 
 
 def test_a_process_without_a_result_says_nothing(

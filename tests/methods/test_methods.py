@@ -205,7 +205,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     [
         ('method = "gptq"', r"method is 'gptq'; allowed: 'qvit', 'lsq', .*'float'"),
         ('method = "ptq"', r"method 'ptq' is post-training quantization: set fit.epochs = 0"),
-        ('method = "lsq"', r"method 'lsq' has fixed bits: give quantize.weights"),
+        ('method = "lsq"', r"method 'lsq' has fixed bits, and quantize.weights is of kind LearnedBits: give FixedBits"),
         (
             'method = "float"\n[data]\ndataset = "images"\nroot = "x"',
             r"^data.dataset 'images' has no labels to train on; use 'folder', one sub-folder per class$",
@@ -222,6 +222,16 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
             r"^method 'tsptq' is given its bits in \[quantize\] and meets no budget; leave \[budget\] out, or use method 'qvit'",
         ),
         ('method = "float"\ninit_bits = "i.json"', r"init_bits is 'i.json', but no bits are learned"),
+        (
+            'method = "lsq"\nquantize = { weights = { kind = "FixedBits", bits = 3 }, activations = { kind = "FixedBits", bits = 3 '
+            '}, overrides = [["blocks.*", { kind = "LearnedBits" }]] }',
+            r"method 'lsq' has fixed bits, and one of quantize.overrides is of kind LearnedBits",
+        ),
+        (
+            'method = "float"\nfit = { epochs = 0 }',
+            r"fit.epochs is 0, and a float row is nothing but training; give its epochs, or leave method 'float' out",
+        ),
+        ("train_float = { epochs = 0 }", r"train_float.epochs is 0, .*; give its epochs, or leave \[train_float\] out"),
         ('method = "qvit-irm"\nuniform_baseline = 3', r"uniform_baseline belongs to method 'qvit', not to 'qvit-irm'"),
     ],
 )

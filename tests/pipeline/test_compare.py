@@ -116,6 +116,12 @@ def test_what_cannot_be_a_row_is_refused_before_anything_runs(
         assert not (tmp_path / "out").exists()
 
 
+def test_options_of_recipes_need_one(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(done[1]), "--set", "nonsense.key=1", "--checkpoint", "nowhere.pth"]) == 2
+    text = "--set, --checkpoint would change a recipe, and only finished runs are compared; leave it out"
+    assert text in capsys.readouterr().err
+
+
 def test_two_rows_of_one_name_are_refused(recipes: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(recipes[0]), str(recipes[0])]) == 2
     assert "two rows would share a run directory: runs/compare/ptq; rename a recipe" in capsys.readouterr().err

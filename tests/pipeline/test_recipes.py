@@ -21,6 +21,7 @@ from qvit.planning.dry_run import dry_run, not_looked_at
 from qvit.settings.recipe import FLOAT, Recipe, load_recipe
 from qvit.spec import FixedBits, Spec
 from qvit.system.runs import CheckpointError
+from qvit.training.fit_config import FitConfig
 from toy_models import uniform
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
@@ -62,13 +63,15 @@ def test_dry_run(path: Path) -> None:
         "model": True,
         "images": not any(absent.startswith("images of") for absent in not_looked_at(recipe)),
         "data": True,
+        "float training": quantized and recipe.train_float is not None,
         "calibration": quantized,
         "budget": recipe.budget is not None and quantized,
         "training": recipe.fit.epochs > 0,
         "freeze": quantized,
     }
     assert kinds == [step for step, expected in steps.items() if expected]
-    assert ("2 of 4 steps done" in " ".join(lines)) == steps["training"]
+    trained = sum("training: 2 of 4 steps done" in line for line in lines)
+    assert trained == steps["training"] + steps["float training"]
 
 
 def small(**changes: object) -> Recipe:
@@ -89,6 +92,13 @@ def test_dry_run_needs_neither_data_nor_weights() -> None:
     )
     assert dry_run(recipe)[-1].startswith("freeze: ")
     assert not_looked_at(recipe) == ["images of nowhere (not found)", "checkpoint nowhere.safetensors (not found)"]
+
+
+def test_dry_run_tries_the_training_of_the_float_model_too() -> None:
+    """It comes first in the run, and its settings are its own."""
+    recipe = small(train_float=FitConfig(optimizer="admaw"))
+    with pytest.raises(ValueError, match="Optimizer admaw not found"):
+        dry_run(recipe)
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,10 @@ def test_verb(done: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_p
             ["--set", "data.dataset=wds/"],
             r"qvit: wds/ is a stream, which is read from end to end, .*; give --images N, how many",
         ),
+        (
+            ["--eval-images", "9"],
+            r"9 evaluation images are asked for without a number of training images; give --images N",
+        ),
         (["--images", "100"], r"100 training images do not fill one batch of 512; give a smaller batch_size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

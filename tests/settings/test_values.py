@@ -144,6 +144,10 @@ def test_paths_start_at_the_recipe_and_typed_ones_at_the_working_directory(
     assert recipe.model.checkpoint == str(tmp_path / "w.pth")
     for name, expected in (("hfds/../cifar", f"hfds/{tmp_path.parent / 'cifar'}"), ("hfds/cifar10", "hfds/cifar10")):
         assert load(tmp_path, f"[model]\npretrained = true\n[data]\ndataset = '{name}'").data.dataset == expected
+    (tmp_path / "pets" / "parquet").mkdir(parents=True)  # a folder that is there is no name on the hub
+    assert load(tmp_path, "[model]\npretrained = true\n[data]\ndataset = 'hfds/pets/parquet'").data.dataset == (
+        f"hfds/{tmp_path / 'pets' / 'parquet'}"
+    )
     for root in ("https://host/shards", "pipe:cat /mnt/shards"):  # addresses of shards, and no folders
         assert load(tmp_path, text, "data.dataset=wds/", f"data.root={root}", "data.class_map=").data.root == root
     assert load(tmp_path, text.replace("'folder'", "'wds/'")).data.root == str(tmp_path.parent / "images")

@@ -54,6 +54,9 @@ def compare_verb(arguments: argparse.Namespace) -> dict[str, Any]:
     twice = {str(folder) for folder in folders if folders.count(folder) > 1}
     if twice:
         raise ValueError(f"two rows would share a run directory: {', '.join(sorted(twice))}; rename a recipe")
+    given = [f"--{name}" for name in ("set", "checkpoint", "num-classes") if getattr(arguments, name.replace("-", "_"))]
+    if given and all(what.is_dir() for what in arguments.what):
+        raise ValueError(f"{', '.join(given)} would change a recipe, and only finished runs are compared; leave it out")
     recipes = [_recipe_to_run(what, arguments) for what in arguments.what]  # all, before hours go into the first
     for what, folder, recipe in zip(arguments.what, folders, recipes, strict=True):
         if recipe is None:

@@ -106,6 +106,12 @@ def _of_recipe(recipe: Recipe, arguments: argparse.Namespace) -> tuple[Method, n
         raise ValueError(
             f"what method {recipe.method!r} costs is read off its program: run {arguments.model}, then qvit cost RUN"
         )
+    asked = [f"--{kind}-bits" for kind in ("weight", "activation") if getattr(arguments, f"{kind}_bits") is not None]
+    if asked and not learns_bits(recipe.quantize):
+        raise ValueError(
+            f"{arguments.model} has fixed bits, and {' and '.join(asked)} set those that are learned; leave it out, or change "
+            "[quantize] with --set"
+        )
     model = method.quantize(_without_weights(recipe.model, arguments), recipe.quantize)
     weight_bits, activation_bits = _bits(arguments)
     check_bits("--weight-bits", weight_bits)

@@ -76,7 +76,7 @@ def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
     split = "validation" if split is None else split
     kind, _, name = arguments.data.partition("/")
     if arguments.data == "digits" or kind in ("hfds", "hfids", "wds"):
-        dataset = f"{kind}/{_absolute(name)}" if name.startswith(".") else arguments.data
+        dataset = f"{kind}/{_absolute(name)}" if name.startswith(".") or _is_local(kind, name) else arguments.data
         root = base.root if kind in (base.dataset.partition("/")[0], "wds") else ""  # a folder of images is no cache
         return dataclasses.replace(base, dataset=dataset, root=root, eval_split=split)
     root = _absolute(arguments.data)
@@ -84,6 +84,11 @@ def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
     if flat:  # no class folders: no labels
         return dataclasses.replace(base, dataset="images", root=root, eval_split="")
     return dataclasses.replace(base, dataset="folder", root=root, eval_split=split)
+
+
+def _is_local(kind: str, name: str) -> bool:
+    """Whether "hfds/NAME" or "hfids/NAME" is a folder here and no name on the hub."""
+    return kind in ("hfds", "hfids") and Path(name).is_dir()
 
 
 def _absolute(path: str) -> str:

@@ -18,15 +18,17 @@ from torch import nn
 
 import qvit_runtime
 
-from ..bits.budget import check_budget, reachable
+from ..bits.budget import Budget, check_budget, reachable
 from ..bits.init_bits import apply_init_bits
 from ..data import DataConfig, open_data, preprocess_of, resolve_data
 from ..data.classes import read_class_map
 from ..data.shards import is_address
 from ..methods import METHODS
-from ..pipeline.context import open_recipe
+from ..pipeline.context import Context, open_recipe
 from ..settings.recipe import FLOAT, LOCAL, ModelConfig, Recipe
 from ..training.fit import fit
+from ..training.fit_config import FitConfig
+from ..training.guide import Guide
 from .generated_images import generated_images
 
 BATCH = 4  # images per step; recipes ask for hundreds
@@ -96,6 +98,8 @@ def _dry(whole: Recipe, recipe: Recipe, steps: int) -> Iterator[str]:
     method = None if recipe.method == FLOAT else METHODS[recipe.method]
     budget = None if method is None else recipe.budget
     if method is not None:
+        if recipe.train_float is not None:
+            yield f"float {_two_steps(context, model, recipe.train_float, steps)}"
         model = method.quantize(context.model, recipe.quantize)
         method.calibrate(model, recipe.quantize, context.splits.calibration, 1)
         budget = check_budget(model, budget)
@@ -108,30 +112,43 @@ def _dry(whole: Recipe, recipe: Recipe, steps: int) -> Iterator[str]:
             reach = f"budget: {budget.limit:g} {budget.unit}; this model reaches {least:.4f} to {most:.4f}"
             yield f"{reach}; {budget.caveat}" if budget.caveat else reach
     if recipe.fit.epochs:
-        config = dataclasses.replace(
-            recipe.fit,
-            epochs=1.0,
-            activations_first=min(recipe.fit.activations_first, 0.25),
-            lock_at=0.5,
-            accumulate=min(recipe.fit.accumulate, 2),
-        )
-        result = fit(
-            model,
-            context.splits.train,
-            budget=budget,
-            teacher=context.model if config.needs_teacher else None,
-            guide=guide,
-            config=config,
-            order=context.splits.order,
-            data=context.data,
-            allocated=bool(recipe.init_bits),
-            max_steps=steps,
-            quiet=True,
-        )
-        yield f"training: {min(steps, result.steps)} of {result.steps} steps done"
+        yield _two_steps(context, model, recipe.fit, steps, budget, guide, bool(recipe.init_bits))
     if method is not None:
         program = method.freeze(
             model.eval(), budget, preprocess_of(context.data, context.splits.class_names), recipe.model.name
         )
         qvit_runtime.check(program)
         yield f"freeze: {len(program.ops)} operations"
+
+
+def _two_steps(
+    context: Context,
+    model: nn.Module,
+    config: FitConfig,
+    steps: int,
+    budget: Budget | None = None,
+    guide: Guide | None = None,
+    allocated: bool = False,
+) -> str:
+    """Train for `steps` steps of one short epoch, bits locked half-way; returns the line that says so."""
+    config = dataclasses.replace(
+        config,
+        epochs=1.0,
+        activations_first=min(config.activations_first, 0.25),
+        lock_at=0.5,
+        accumulate=min(config.accumulate, 2),
+    )
+    result = fit(
+        model,
+        context.splits.train,
+        budget=budget,
+        teacher=context.model if config.needs_teacher else None,
+        guide=guide,
+        config=config,
+        order=context.splits.order,
+        data=context.data,
+        allocated=allocated,
+        max_steps=steps,
+        quiet=True,
+    )
+    return f"training: {min(steps, result.steps)} of {result.steps} steps done"

@@ -61,6 +61,11 @@ def stage(recipe: Recipe, images: int | None, eval_images: int | None, seconds: 
 
     Raises PlanError where data that should be here cannot be opened or is a stream, and what the run would raise before training.
     """
+    if images is None and eval_images is not None:
+        raise PlanError(
+            f"{eval_images} evaluation images are asked for without a number of training images; give --images N too, and "
+            "generated ones are rehearsed, or leave --eval-images out: those of the recipe are counted"
+        )
     forward, size = first_look(recipe)
     small, judged = shortened(recipe, forward, seconds)
     if images is None:

@@ -22,7 +22,7 @@ from ..bits.budget import Budget
 from ..data import DataConfig
 from ..data.shards import is_address
 from ..methods import METHODS, Config, learns_bits
-from ..spec import MAX_BITS, MIN_BITS, Spec
+from ..spec import MAX_BITS, MIN_BITS, LearnedBits, Spec
 from ..training.fit_config import FitConfig
 from .values import from_values, to_values
 
@@ -108,6 +108,11 @@ class Recipe:
                 raise RecipeError(f"{name}.seed is {fit.seed}, but seed is {self.seed}; give the seed once, at the top")
             if fit is None or not (self.method == FLOAT or name == "train_float"):
                 continue
+            if not fit.epochs:
+                raise RecipeError(
+                    f"{name}.epochs is 0, and a float row is nothing but training; give its epochs, or leave "
+                    + ("[train_float] out" if name == "train_float" else "method 'float' out")
+                )
             if fit.activations_first:
                 raise RecipeError(
                     f"{name}.activations_first is {fit.activations_first}, but a float model has no activations to quantize "
@@ -134,8 +139,8 @@ class Recipe:
         if learns_bits(self.quantize):
             if self.method == "lsq":
                 raise RecipeError(
-                    "method 'lsq' has fixed bits: give quantize.weights and quantize.activations of kind FixedBits, or "
-                    "use method 'qvit'"
+                    f"method 'lsq' has fixed bits, and {_learned_in(self.quantize)} is of kind LearnedBits: give FixedBits, or use "
+                    "method 'qvit'"
                 )
             if not self.fit.epochs:
                 raise RecipeError("bits cannot be learned without training: give fit.epochs, or FixedBits in quantize")
@@ -176,6 +181,13 @@ def load_recipe(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         raise RecipeError(str(error)) from error
     _check_sources(recipe, table, path.name)
     return _anchored(recipe, path.parent, {override.partition("=")[0] for override in overrides})
+
+
+def _learned_in(config: Config) -> str:
+    """The field of a Spec whose bits are learned, as a recipe calls it."""
+    assert isinstance(config, Spec)
+    learned = [name for name in ("weights", "activations", "edge") if isinstance(getattr(config, name), LearnedBits)]
+    return f"quantize.{learned[0]}" if learned else "one of quantize.overrides"
 
 
 def _known(method: object) -> None:
@@ -260,8 +272,10 @@ def _anchored(recipe: Recipe, base: Path, typed: set[str]) -> Recipe:
     data, model = recipe.data, recipe.model
     dataset = data.dataset
     prefix, _, local = dataset.partition("/")
-    if prefix in ("hfds", "hfids") and local.startswith("."):
-        dataset = f"{prefix}/{anchor(local, 'data.dataset')}"
+    if prefix in ("hfds", "hfids"):
+        folder = anchor(local, "data.dataset")
+        if local.startswith(".") or Path(folder).is_dir():  # else a name on the hub
+            dataset = f"{prefix}/{folder}"
     name = model.name
     if name.startswith(LOCAL):
         name = LOCAL + anchor(name.removeprefix(LOCAL), "model.name")
