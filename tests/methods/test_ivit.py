@@ -220,7 +220,9 @@ def test_refusals() -> None:
     ):
         ivit.quantize(vit(qk_norm=True))
     network = ivit.quantize(vit())
-    with pytest.raises(UncalibratedError, match=r"patch_embed\.image has no scale yet: calibrate the model"):
+    with pytest.raises(
+        UncalibratedError, match=r"patch_embed\.image has no scale yet: run qvit\.methods\.ivit\.calibrate"
+    ):
         network(images(vit()))
     with pytest.raises(UncalibratedError, match="has no scale yet"):
         ivit.freeze(network)

@@ -48,7 +48,9 @@ def test_forward_writes_nothing() -> None:
 
 
 def test_uncalibrated_refuses() -> None:
-    with pytest.raises(UncalibratedError, match=r"no scale yet: run qvit\.calibrate\(model, loader\)"):
+    """It does not know its method, and so names no other's function as if it did."""
+    text = r"no scale yet: run the `calibrate` of the method that .* \(qvit\.calibrate for qvit\.quantize, qvit\.methods\.fqvit"
+    with pytest.raises(UncalibratedError, match=text):
         make()(heads_tensor())
 
 

@@ -45,7 +45,7 @@ def test_distillation_needs_a_teacher() -> None:
 
 
 def test_an_uncalibrated_model_is_refused() -> None:
-    with pytest.raises(UncalibratedError, match=r"run qvit.calibrate"):
+    with pytest.raises(UncalibratedError, match=r"run the `calibrate` of the method"):
         toy_run(SHORT, model=quantize(vit(depth=1)))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from qvit_runtime.check_data import MIN_SCALE
 
 from ..quantizers.fake_quantize import grouped
-from ..quantizers.quantizer import Quantizer, require_quantized
+from ..quantizers.quantizer import Quantizer, calibrate_of, require_quantized
 from .least_squares import Points, points
 from .range_observers import LeastSquares, Observer, check_observer, fit_grid, watcher
 
@@ -83,9 +83,21 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8, observer: Obse
     batches   how many of them to use
     observer  how scales follow from data; the default is LeastSquares()
 
-    Warns about a group that is zero everywhere (it gets a finite scale). Raises ValueError when `images` is empty, and for
-    what is no observer; FloatingPointError for weights or activations that are not finite.
+    Warns about a group that is zero everywhere (it gets a finite scale). Raises ValueError when `images` is empty, for what is
+    no observer, and for a model that another method quantized; FloatingPointError for weights or activations that are not
+    finite.
     """
+    if calibrate_of(model) != "qvit.calibrate":
+        raise ValueError(
+            f"this {type(model).__name__} has grids or statistics that qvit.calibrate does not fit; call "
+            f"{calibrate_of(model)}(model, loader)"
+        )
+    fit_all(model, images, batches, observer)
+
+
+@torch.no_grad()
+def fit_all(model: nn.Module, images: Images, batches: int, observer: Observer | None = None) -> None:
+    """What `calibrate` does, for methods that fit something else besides."""
     observer = LeastSquares() if observer is None else observer
     check_observer("observer", observer)
     quantizers = require_quantized(model)

@@ -20,7 +20,7 @@ from ..bits.cost import bits_in_force, costs
 from ..data import model_preprocess
 from ..network.attention import QuantAttention, QuantWindowAttention
 from ..network.layers import QuantConv2d
-from ..quantizers.quantizer import require_calibrated
+from ..quantizers.quantizer import freeze_of, require_calibrated
 from .emitter import Emitter, FreezeError
 
 
@@ -41,10 +41,14 @@ def freeze(
                 a DataConfig opened
     name        free text stored in the program
 
-    Raises FreezeError when the model is over budget or has layers that were kept float, UncalibratedError when a
-    quantizer has no scale.
+    Raises FreezeError when the model is over budget, has layers that were kept float or is of a method with a freeze of its
+    own, UncalibratedError when a quantizer has no scale.
     """
-    require_calibrated(model, "qvit.calibrate")
+    if freeze_of(model) != "qvit.freeze":
+        raise FreezeError(
+            f"this {type(model).__name__} has operations that qvit.freeze does not know; call {freeze_of(model)}(model)"
+        )
+    require_calibrated(model)
     if budget is not None:
         budget = resolve_budget(budget, model)
         spent = float(budget.spent(costs(model), bits_in_force(model)))

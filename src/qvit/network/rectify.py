@@ -48,6 +48,8 @@ class Rectifier(nn.Module):
         log_gamma, beta  parameters
     """
 
+    calibrated_by = "qvit.methods.qvit_irm.calibrate"
+
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads

@@ -156,7 +156,8 @@ class Quantizer(nn.Module):
         """
         if not self.is_calibrated:
             raise UncalibratedError(
-                "this quantizer has no scale yet: run qvit.calibrate(model, loader), or load a calibrated checkpoint"
+                "this quantizer has no scale yet: run the `calibrate` of the method that quantized the model (qvit.calibrate for "
+                "qvit.quantize, qvit.methods.fqvit.calibrate for FQ-ViT, and so on), or load a calibrated checkpoint"
             )
         if x.dtype == torch.float64:
             return self._passed(x.float(), torch.float32).double()
@@ -251,8 +252,24 @@ def require_quantized(model: nn.Module) -> dict[str, Quantizer]:
     return quantizers
 
 
-def require_calibrated(model: nn.Module, calibrate: str) -> None:
+def calibrate_of(model: nn.Module) -> str:
+    """Name of the function that calibrates this model: a module that only one method makes says it in `calibrated_by`."""
+    return _said(model, "calibrated_by", "qvit.calibrate")
+
+
+def freeze_of(model: nn.Module) -> str:
+    """Name of the function that freezes this model; said in `frozen_by` where it is not qvit.freeze."""
+    return _said(model, "frozen_by", "qvit.freeze")
+
+
+def _said(model: nn.Module, what: str, otherwise: str) -> str:
+    return next((getattr(module, what) for module in model.modules() if hasattr(module, what)), otherwise)
+
+
+def require_calibrated(model: nn.Module) -> None:
     """Raise UncalibratedError naming the first tensor without a scale, and the function that would give it one."""
     for tensor, quantizer in require_quantized(model).items():
         if not quantizer.is_calibrated:
-            raise UncalibratedError(f"{tensor} has no scale yet: run {calibrate}(model, loader) before freeze")
+            raise UncalibratedError(
+                f"{tensor} has no scale yet: run {calibrate_of(model)}(model, loader) before freeze"
+            )

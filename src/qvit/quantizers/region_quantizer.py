@@ -45,6 +45,8 @@ class RegionQuantizer(Quantizer):
     State beside Quantizer's: `shift`, buffer () int64, the m in force. log_scale is that of the low region.
     """
 
+    calibrated_by = "qvit.methods.tsptq.calibrate"
+
     def __init__(self, bits: int, *, axis: int, depth: float = 0.0) -> None:
         super().__init__(
             FixedBits(bits),

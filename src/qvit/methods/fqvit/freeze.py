@@ -35,9 +35,13 @@ def freeze(
 ) -> p.Program:
     """The integer program of a calibrated FQ-ViT network; arguments as in `qvit.freeze`.
 
-    Raises UncalibratedError when a quantizer has no scale.
+    Raises UncalibratedError when a quantizer has no scale, ValueError when the model is not FQ-ViT's.
     """
-    require_calibrated(model, "qvit.methods.fqvit.calibrate")
+    if not any(isinstance(module, IntegerLayerNorm) for module in model.modules()):
+        raise ValueError(
+            f"this {type(model).__name__} is not an FQ-ViT network; call qvit.methods.fqvit.quantize first"
+        )
+    require_calibrated(model)
     return assemble(_FQEmitter(model), model, preprocess, name, metadata)
 
 

@@ -44,6 +44,9 @@ class IntegerLayerNorm(nn.LayerNorm):
     zero              buffer () int64, the code of 0
     """
 
+    calibrated_by = "qvit.methods.fqvit.calibrate"
+    frozen_by = "qvit.methods.fqvit.freeze"
+
     def __init__(self, source: nn.LayerNorm, input_quantizer: Quantizer, output_quantizer: Quantizer) -> None:
         shape = list(source.normalized_shape)
         super().__init__(shape, source.eps, source.elementwise_affine, source.bias is not None, device="meta")

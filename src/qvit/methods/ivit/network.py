@@ -206,6 +206,8 @@ class IntegerTransformer(nn.Module):
     pretrained_cfg  how that wants its images, or None
     """
 
+    calibrated_by = "qvit.methods.ivit.calibrate"
+    frozen_by = "qvit.methods.ivit.freeze"
     patch_embed: PatchEmbedding
 
     def __init__(self, source: VisionTransformer | SwinTransformer) -> None:
@@ -227,7 +229,9 @@ class IntegerTransformer(nn.Module):
         empty = torch.stack([grid.scale for grid in grids.values()]) == 0
         if empty.any():
             name = list(grids)[int(empty.nonzero()[0])]
-            raise UncalibratedError(f"{name} has no scale yet: calibrate the model, or load a calibrated checkpoint")
+            raise UncalibratedError(
+                f"{name} has no scale yet: run {self.calibrated_by}(model, loader), or load a calibrated checkpoint"
+            )
 
     def run(self, ops: Arithmetic[T], image: T) -> T:
         """Image codes -> sums of the head, or features where the model has none."""

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...calibration.calibrate import Images, calibration_images, float_forward
-from ...calibration.calibrate import calibrate as calibrate_quantizers
+from ...calibration.calibrate import Images, calibration_images, fit_all, float_forward
 from ...network.attention import QuantAttention, QuantWindowAttention
 from ...network.convert import quantize as quantize_spec
 from ...network.placement import Placement
@@ -82,22 +81,26 @@ def quantize(model: nn.Module, config: QViTIRM) -> nn.Module:
 def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
     """Statistics of IRM from the float network, then scales of all quantizers as `qvit.calibrate` finds them.
 
-    `images` is iterated over twice: give a loader or a list, no generator.
+    images   batches (B, channels, height, width) of normalised training images, or (images, labels) pairs
+    batches  how many of them to use; they are read twice, so they are kept
+
+    Raises as `qvit.calibrate` does.
     """
+    kept = list(calibration_images(images, batches))
     rectified = {a.qkv: a.num_heads for a in _attention(model).values() if isinstance(a.qkv, RectifiedLinear)}
     if rectified:
-        sums = _head_sums(model, rectified, images, batches)
+        sums = _head_sums(model, rectified, kept)
         for layer, (count, first, second) in sums.items():
             mean = first / count
             layer.rectifier.start(mean, (second / count - mean.square()).clamp(min=0))
-    calibrate_quantizers(model, images, batches)
+    fit_all(model, kept, len(kept))
 
 
 Sums = tuple[int, Tensor, Tensor]  # elements per head; sum of values, of squares, float64 (2 H,)
 
 
 def _head_sums(
-    model: nn.Module, rectified: dict[RectifiedLinear, int], images: Images, batches: int
+    model: nn.Module, rectified: dict[RectifiedLinear, int], images: list[Tensor]
 ) -> dict[RectifiedLinear, Sums]:
     """Moments of q and k as the float network makes them, before rectification."""
     sums: dict[RectifiedLinear, Sums] = {}
@@ -115,7 +118,7 @@ def _head_sums(
     ]
     try:
         with float_forward(model.eval()):
-            for values in calibration_images(images, batches):
+            for values in images:
                 model(values.to(device))
     finally:
         for handle in handles:

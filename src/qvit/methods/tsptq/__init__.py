@@ -33,8 +33,7 @@ from torch import Tensor, nn
 
 from qvit_runtime.program import Preprocess, Program
 
-from ...calibration.calibrate import Images, calibration_images
-from ...calibration.calibrate import calibrate as calibrate_least_squares
+from ...calibration.calibrate import Images, calibration_images, fit_all
 from ...freezing.freeze import freeze as freeze_module
 from ...network.attention import QuantAttention, QuantWindowAttention
 from ...network.convert import quantize as quantize_uniform
@@ -139,7 +138,7 @@ def calibrate(
         apply_fold(fold, norm, readers)
         layers.update({layer: folded_sample(fold, layers[layer]) for layer in readers})
         folds.append(fold)
-    calibrate_least_squares(model, together.split(CHUNK), len(together))  # where the search starts; it sees the folds
+    fit_all(model, together.split(CHUNK), len(together))  # where the search starts; it sees the folds
     found = {}
     for name, product in _products(model, layers, samples.attentions).items():
         result = search(product, config.rounds, config.candidates)
