@@ -17,8 +17,10 @@ from qvit.analysis.config import AnalysisConfig
 from qvit.analysis.data import AnalysisData
 from qvit.analysis.finetune import Finetuning
 from qvit.analysis.gates import open_gates
+from qvit.analysis.instrument import Instrument
 from qvit.data import Skips, Splits
 from qvit.evaluation.paired import paired
+from qvit.quantizers.quantizer import named_quantizers
 from toy_analysis import BATCH, QUICK, analysis_data, instrument
 from toy_models import images, swin, vit
 from toy_planted import HEADS, planted
@@ -184,6 +186,32 @@ def test_images_without_labels_are_judged_by_the_float_model(tmp_path: Path) -> 
     assert bare["rows"] == labelled["rows"]  # there the labels are the float model's classes
 
 
+@pytest.mark.parametrize(("asked", "there"), [(BATCH + 3, BATCH + 3), (5 * BATCH, 2 * BATCH)], ids=["cut", "short"])
+def test_as_many_images_are_measured_as_are_recorded(asked: int, there: int, tmp_path: Path) -> None:
+    """A stream has whole batches and may be shorter than it was asked to be."""
+    model = vit(depth=1)
+    data = dataclasses.replace(analysis_data(model), images=asked)
+    result = analyze(model, data, dataclasses.replace(QUICK, bits=(2,), images=asked), tmp_path, quiet=True)
+    assert (result["images"], result["labelled"]) == (there, there)
+    assert result["verdict"][0].startswith(f"float top-1 100.00 % on {there} images")
+    assert sum(images.shape[0] for images, _ in data.measured) == there
+
+
+@pytest.mark.parametrize(("asked", "seen"), [(5, 5), (BATCH, BATCH), (40, 2 * BATCH)], ids=["cut", "whole", "short"])
+def test_scales_are_fitted_to_the_images_that_were_asked_for(asked: int, seen: int, tmp_path: Path) -> None:
+    model = vit(depth=1)
+    pixels = images(model, 2 * BATCH, seed=7)
+    batches = [(part, torch.full((BATCH,), -1)) for part in pixels.split(BATCH)]
+    data = dataclasses.replace(analysis_data(model), calibration=batches)
+    config = dataclasses.replace(QUICK, bits=(2,), calibration_images=asked)
+    assert analyze(model, data, config, tmp_path, quiet=True)["calibration_images"] == seen
+    cut = [(part, torch.full((len(part),), -1)) for part in pixels[:seen].split(BATCH)]
+    alone = dataclasses.replace(data, calibration=cut)
+    quantizers = [named_quantizers(Instrument(model, each, config).model) for each in (data, alone)]
+    for name, quantizer in quantizers[0].items():
+        assert torch.equal(quantizer.log_scale, quantizers[1][name].log_scale), name
+
+
 def test_logits_that_are_not_finite(tmp_path: Path) -> None:
     model = vit(depth=1)
     data = analysis_data(model)
@@ -216,7 +244,8 @@ def trainable(model: nn.Module) -> AnalysisData:
     toy = toy_data(mixup=0.0)
     pixels = [images(model, BATCH, seed=7)]
     splits = Splits(toy.train, toy.order, len(toy.order), pixels, toy.eval, (), 96, 96, Skips(0))  # type: ignore[arg-type]
-    return AnalysisData(pixels, toy.eval, 96, 32, toy.config, splits)
+    calibration = [(pixels[0], torch.full((BATCH,), -1))]
+    return AnalysisData(calibration, toy.eval, 96, 32, toy.config, splits)
 
 
 def test_trained_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

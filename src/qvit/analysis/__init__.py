@@ -25,7 +25,6 @@ whole line and ends with the same numbers. `results` adds the lines up into anal
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +83,15 @@ def analyze(
         progress.show(counted, {})
 
     for bits in config.bits:
-        for number, (images, labels) in enumerate(islice(data.evaluation, data.batches)):
+        for number, (images, labels) in enumerate(data.measured):
             if (bits, number) not in done:
                 log.append({"bits": bits, "batch": number, **instrument.measure(images, labels, bits, tick)})
     if config.finetune_steps:
         for record in Finetuning(instrument, data, config).records(log.records, progress.say):
             log.append(record)
-    result = {**log.settings, "versions": versions(), **analysis_of(log.records, instrument.subjects)}
+    found = analysis_of(log.records, instrument.subjects)
+    seen = {"calibration_images": instrument.calibration_images}
+    result = {**log.settings, **seen, "versions": versions(), **found}
     if budget_gbitops is not None:
         result["allocation"] = allocate_bits(model, result["sites"], budget_gbitops)
         log.run.write_json(INIT_BITS, result["allocation"])
@@ -100,7 +101,7 @@ def analyze(
 
 
 def _settings(model: nn.Module, data: AnalysisData, config: AnalysisConfig) -> dict[str, Any]:
-    """What the numbers depend on; the head of analysis.json, and what a resume must agree with."""
+    """What the numbers depend on; what a resume must agree with, and the head of analysis.json, with the images that there were."""
     values = to_values(config)
     values.pop("kind")
     return {

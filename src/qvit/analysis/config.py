@@ -14,9 +14,9 @@ class AnalysisConfig:
     bits: tuple[int, ...] = (2, 3, 4)
     """Bit-widths to quantize at, each on its own."""
     images: int = 2000
-    """Images to measure on."""
+    """Images to measure on, at most; analysis.json has how many there were."""
     calibration_images: int = 512
-    """Training images that the scales are fitted to."""
+    """Training images that the scales are fitted to, likewise."""
     site_images: int = 256
     """Of the images, how many every single group of every single tensor is measured on (SQNR only: a ratio of energies needs
     far fewer images than an accuracy)."""

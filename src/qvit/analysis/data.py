@@ -2,11 +2,14 @@
 
 With labels both come from `open_data`: training images and a fixed random choice of evaluation images. A flat folder has
 neither labels nor splits; it is shuffled by the seed and divided, so that here too no image does both.
+
+A loader has whole batches and a stream as many images as it has, so both are cut to the images that were asked for (`First`),
+and analysis.json says how many there were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,13 +26,31 @@ from .config import AnalysisConfig
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
+@dataclass
+class First:
+    """The first `count` images of some batches, the last batch cut; `seen` is how many the latest iteration has given."""
+
+    batches: Batches
+    count: int
+    seen: int = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.seen = 0
+        for images, labels in self.batches:
+            left = self.count - self.seen
+            self.seen += min(left, len(images))
+            yield images[:left], labels[:left]
+            if self.seen == self.count:
+                return
+
+
 @dataclass(frozen=True)
 class AnalysisData:
     """Batches of (images, labels), a label of -1 meaning none.
 
     calibration  training images
     evaluation   images to measure on, the same in every iteration
-    images       how many of those to use
+    images       how many of those to use at most
     batch_size   of both
     data         the resolved config they were opened with
     splits       for training, or None where there are no labels
@@ -43,8 +64,13 @@ class AnalysisData:
     splits: Splits | None
 
     @property
+    def measured(self) -> First:
+        """The images of `evaluation` that are used."""
+        return First(self.evaluation, self.images)
+
+    @property
     def batches(self) -> int:
-        """Batches of `evaluation` that are used."""
+        """Batches of `measured`, where there are as many images."""
         return -(-self.images // self.batch_size)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -82,5 +81,6 @@ class Finetuning:
     def _logits(self, model: nn.Module) -> Tensor:
         """(images, classes), in the order of the evaluation."""
         parameter = next(model.parameters())
-        batches = islice(self.data.evaluation, self.data.batches)
-        return torch.cat([model(images.to(parameter.device, parameter.dtype)).cpu() for images, _ in batches])
+        return torch.cat(
+            [model(images.to(parameter.device, parameter.dtype)).cpu() for images, _ in self.data.measured]
+        )

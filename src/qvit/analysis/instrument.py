@@ -28,7 +28,7 @@ from ..quantizers.quantizer import named_quantizers
 from ..spec import Bits, FixedBits, LearnedBits, PerHead, Spec
 from .components import EDGES, Selection, Site, Subject, all_sites, component_of, select, subjects
 from .config import AnalysisConfig
-from .data import AnalysisData
+from .data import AnalysisData, First
 from .gates import Gate, install_gates, open_gates
 from .prefix import finish, first_step, inputs, steps
 from .results import ALL_BUT, ALONE, EVERYTHING
@@ -45,16 +45,19 @@ def widths(low: int, high: int) -> Bits:
 class Instrument:
     """Measures the variants of a float model, batch by batch.
 
-    model     the quantized copy, gates inside
-    subjects  what is switched
-    variants  how many forward passes (from some step on) one batch takes
+    model               the quantized copy, gates inside
+    calibration_images  how many the scales were fitted to
+    subjects            what is switched
+    variants            how many forward passes (from some step on) one batch takes
     """
 
     def __init__(self, model: nn.Module, data: AnalysisData, config: AnalysisConfig) -> None:
         low, high = min(config.bits), max(config.bits)
         bits = widths(low, high)
         self.model = quantize(model, Spec(bits, bits, PerHead(), edge=widths(low, EDGE_BITS)), quiet=True)
-        calibrate(self.model, data.calibration, -(-config.calibration_images // data.batch_size))
+        calibration = First(data.calibration, config.calibration_images)
+        calibrate(self.model, calibration, config.calibration_images)  # so many batches at most, of one image each
+        self.calibration_images = calibration.seen
         self.model.eval()
         for quantizer in named_quantizers(self.model).values():
             quantizer.lock()

@@ -52,6 +52,7 @@ def decibels(noise: float, signal: float) -> float | None:
 def analysis_of(records: list[Record], subjects: list[Subject]) -> dict[str, Any]:
     """What analysis.json holds beside its settings.
 
+    images      how many were measured on
     judged_by   "labels", or "float" where no image has one
     labelled    images with a label
     top1_float  percent, or None without labels
@@ -93,6 +94,7 @@ def analysis_of(records: list[Record], subjects: list[Subject]) -> dict[str, Any
             everything.append(_row(judge, trained[EVERYTHING], bits, steps))
             rows += _rows(judge, trained, bits, steps, subjects, noise)
     return {
+        "images": len(labels),
         "judged_by": "labels" if known.any() else "float",
         "labelled": int(known.sum()),
         "top1_float": round(float((classes == labels)[known].mean() * 100), 4) if known.any() else None,
