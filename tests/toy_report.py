@@ -51,11 +51,12 @@ def write_run(
     seed: int = 0,
     steps: int = 40,
     depth: int = DEPTH,
+    recipe: Recipe | None = None,
     **result: Any,
 ) -> Path:
-    """A run of so many logged steps, one bit record each; `result` overrides fields of result.json."""
+    """A run of so many logged steps, one bit record each; `result` overrides fields of result.json; `recipe` default: learned bits."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = recipe_to_values(Recipe())
+    settings = recipe_to_values(recipe or Recipe())
     lock = steps // 2
     outcome = {
         "schema": 1,
@@ -79,7 +80,7 @@ def write_run(
     }
     write = {
         "result": lambda: _json(folder / "result.json", outcome),
-        "recipe": lambda: _json(folder / "recipe.json", recipe),
+        "recipe": lambda: _json(folder / "recipe.json", settings),
         "provenance": lambda: _json(
             folder / "provenance.json",
             {"command": ["qvit", "run", "toy.toml"], "seed": seed, "versions": {"qvit": "0.1.0"}, "started": "today"},
@@ -95,7 +96,7 @@ def write_run(
         "bench": lambda: _json(folder / "bench.json", BENCH),
         "artifact": lambda: qvit_runtime.save(_program(depth), folder / "model.qvit"),
         "activations": lambda: _json(folder / ACTIVATIONS, _activations(depth)),
-        "model": lambda: save_tensors(folder / "model.safetensors", _state(), {"recipe": recipe}),
+        "model": lambda: save_tensors(folder / "model.safetensors", _state(), {"recipe": settings}),
     }
     for part in parts:
         write[part]()

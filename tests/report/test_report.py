@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from qvit.cli.report import add_parser, report_verb
+from qvit.methods import PostTraining
+from qvit.settings.recipe import Recipe
+from qvit.training.fit_config import FitConfig
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
@@ -21,7 +24,7 @@ from qvit.report import ReportError, make_report, refresh
 from qvit.report.find import find_runs
 from qvit.report.page import breakable
 from qvit.report.read import read_run
-from qvit.report.rows import provenance
+from qvit.report.rows import missing, provenance
 from qvit.system.runs import CheckpointError
 from qvit_runtime import ArtifactError
 from toy_report import ALL, write_analysis, write_run
@@ -104,14 +107,19 @@ def test_result_files_are_rows(tmp_path: Path) -> None:
     assert read_run("row", find_runs([tmp_path / "headwise.json"])["headwise"]).outcome is not None
 
 
-@pytest.mark.parametrize("make", [False, True], ids=["missing", "empty"])
-def test_a_path_without_a_run(make: bool, tmp_path: Path) -> None:
-    if make:
-        (tmp_path / "nothing").mkdir()
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
-        ReportError, match=r"nothing (does not exist; give run|holds no run: a run directory has one of)"
+        ReportError, match=r"nothing does not exist; give run directories, such as runs/NAME of qvit run$"
     ):
         find_runs([tmp_path / "nothing"])
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    marks = r"result\.json, recipe\.json, metrics\.jsonl, analysis\.json"
+    with pytest.raises(
+        ReportError, match=rf"{re.escape(str(tmp_path))} holds no run: a run directory has one of {marks}$"
+    ):
+        find_runs([tmp_path])
 
 
 # -- what is read ----------------------------------------------------------------------------------------------------------
@@ -125,6 +133,7 @@ def test_a_path_without_a_run(make: bool, tmp_path: Path) -> None:
         ("result.json", '{"model": "m"}'),
         ("result.json", '{"model": "m", "method": "n", "top1": "high"}'),
         ("recipe.json", "\x00"),
+        ("recipe.json", '{"kind": "Recipe", "colour": 1}'),
         ("provenance.json", "3"),
         ("metrics.jsonl", '{"loss": 1}\n{"step": 2}\n'),
         ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 2}\n'),
@@ -264,6 +273,27 @@ def test_a_page_reloads_itself_until_the_run_is_finished(tmp_path: Path) -> None
     refresh(run, out)
     assert "reload" not in Elements(out).ids()
     assert Elements(out).data()["reload"] == 0
+
+
+LEARNED, GIVEN = Recipe(), Recipe(method="ptq", quantize=PostTraining(6, 6), fit=FitConfig(epochs=0))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "absent", "said"),
+    [
+        (LEARNED, (), []),
+        (LEARNED, ("bits",), ["No bits.jsonl: the path of the bits is not known."]),
+        (LEARNED, ("model",), ["No model.safetensors: the float weights, and the scale slots, are not known."]),
+        (GIVEN, ("bits",), []),
+        (GIVEN, ("bits", "model"), ["No model.safetensors: the float weights are not known."]),
+        (LEARNED, ("recipe", "bits"), []),  # whether bits were learned is not known
+    ],
+)
+def test_what_is_missing_is_what_the_method_has(
+    recipe: Recipe, absent: tuple[str, ...], said: list[str], tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "run", [part for part in ALL if part not in absent], recipe=recipe)
+    assert missing(read_run("run", folder)) == said
 
 
 def test_provenance_shows_every_state_of_the_source(tmp_path: Path) -> None:

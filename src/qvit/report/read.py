@@ -22,7 +22,8 @@ from typing import Any
 from torch import Tensor
 
 from ..evaluation.activation_histogram import ACTIVATIONS
-from ..settings.recipe import recipe_from_values
+from ..methods import learns_bits
+from ..settings.recipe import FLOAT, recipe_from_values
 from ..spec import Spec
 from ..system.runs import load_tensors
 from .activations import Activations, activations_of
@@ -31,20 +32,21 @@ from .banks import read_banks
 from .find import ReportError
 from .run import Bench, Numbers, Outcome, Run, StepTime, Widths
 
-BENCH = "bench.json"
+BENCH, MODEL = "bench.json", "model.safetensors"
 
 
 def read_run(name: str, path: Path) -> Run:
     """Read a run directory, or a result file alone. Raises ReportError naming the file that is damaged."""
     if path.is_file():
-        return Run(name, path, _outcome(path), None, None, (), (), None, None, None, None, ())
-    tensors, spec = _model(path / "model.safetensors")
+        return Run(name, path, _outcome(path), None, False, None, (), (), None, None, None, None, ())
+    tensors, spec = _model(path / MODEL)
     artifact = path / "model.qvit"
     return Run(
         name=name,
         path=path,
         outcome=_outcome(path / "result.json"),
         recipe=_json(path / "recipe.json"),
+        learns_bits=_learns_bits(path / "recipe.json"),
         provenance=_json(path / "provenance.json"),
         metrics=_metrics(path / "metrics.jsonl"),
         history=_history(path / "bits.jsonl"),
@@ -63,6 +65,15 @@ def _model(path: Path) -> tuple[dict[str, Tensor], Any]:
     tensors, state = load_tensors(path)
     with _naming(path):
         return tensors, recipe_from_values(state["recipe"]).quantize
+
+
+def _learns_bits(path: Path) -> bool:
+    values = _json(path)
+    if values is None:
+        return False
+    with _naming(path):
+        recipe = recipe_from_values(values)
+        return recipe.method != FLOAT and learns_bits(recipe.quantize)
 
 
 @contextmanager

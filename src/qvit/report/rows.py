@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..evaluation.activation_histogram import ACTIVATIONS
-from .read import BENCH
+from .read import BENCH, MODEL
 from .run import Run
 
 
@@ -195,8 +195,9 @@ def missing(run: Run) -> list[str]:
             absent.append(f"No {BENCH}; for times: qvit-runtime bench {artifact} --profile --json {run.path / BENCH}")
         if run.artifact is not None and run.activations is None:
             absent.append(f"No {ACTIVATIONS}: how activations lie on their grids is not known.")
-        if len(run.history) < 2 and not run.outcome.is_uniform:
+        if len(run.history) < 2 and run.learns_bits:
             absent.append("No bits.jsonl: the path of the bits is not known.")
-        if not run.banks:
-            absent.append("No model.safetensors of a quantized module: the scale slots are not known.")
+        if not (run.path / MODEL).exists():
+            slots = ", and the scale slots," if run.learns_bits else ""
+            absent.append(f"No {MODEL}: the float weights{slots} are not known.")
     return absent

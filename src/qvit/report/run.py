@@ -105,12 +105,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that the report knows of one run."""
+    """Everything that the report knows of one run. `learns_bits`: so its recipe says; not so where there is none."""
 
     name: str
     path: Path
     outcome: Outcome | None
     recipe: dict[str, Any] | None
+    learns_bits: bool
     provenance: dict[str, Any] | None
     metrics: tuple[Numbers, ...]
     history: tuple[Widths, ...]
