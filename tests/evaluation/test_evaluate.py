@@ -78,8 +78,10 @@ def test_no_images() -> None:
 
 def test_nan_logits_are_refused_with_their_place() -> None:
     broken = [*MODEL[:3], [float("nan")] * 7, MODEL[4]]
-    with pytest.raises(FloatingPointError, match="NaN or infinite logits within images 2 to 4"):
+    with pytest.raises(FloatingPointError, match=r"^the model gave NaN or infinite logits within images 2 to 4$"):
         evaluate(Table(broken), numbered([0] * 5))
+    with pytest.raises(FloatingPointError, match=r"^the reference gave NaN or infinite logits within images 2 to 4$"):
+        evaluate(Table(MODEL), numbered([0] * 5), Table(broken))
 
 
 def test_a_program_is_evaluated_like_a_module() -> None:

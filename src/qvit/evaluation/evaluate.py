@@ -80,15 +80,11 @@ def outcome_rows(
     compare = None if reference is None else classifier_of(reference)
     found, done = [], 0
     for images, labels in batches:
-        logits = classify(images)
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError(
-                f"the model gave NaN or infinite logits within images {done} to {done + len(images)}"
-            )
+        logits = _finite(classify(images), "the model", done)
         rows = torch.full((len(images), 2 + BEST), -1)
         rows[:, 0] = labels
         if compare is not None:
-            rows[:, 1] = compare(images).argmax(1) == logits.argmax(1)
+            rows[:, 1] = _finite(compare(images), "the reference", done).argmax(1) == logits.argmax(1)
         best = logits.topk(min(BEST, logits.shape[1]), dim=1).indices
         rows[:, 2 : 2 + best.shape[1]] = best
         found.append(rows)
@@ -96,6 +92,12 @@ def outcome_rows(
         if progress is not None:
             progress(done)
     return found
+
+
+def _finite(logits: Tensor, who: str, done: int) -> Tensor:
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError(f"{who} gave NaN or infinite logits within images {done} to {done + len(logits)}")
+    return logits
 
 
 def summary(rows: Tensor) -> Evaluation:
@@ -129,6 +131,6 @@ def evaluate(
     reference  model to compare predictions with
     progress   called with the number of images done
 
-    Raises ValueError when there are no images, FloatingPointError when logits are not finite.
+    Raises ValueError when there are no images, FloatingPointError when logits, of the model or the reference, are not finite.
     """
     return summary(torch.cat([NO_ROWS, *outcome_rows(model, batches, reference, progress)]))
