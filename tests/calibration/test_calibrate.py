@@ -76,6 +76,24 @@ def test_no_batches(batches: int) -> None:
         calibrate(quantize(vit()), [images(vit())], batches=batches)
 
 
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (torch.zeros(2, 3, 16, 16), r"a Tensor of shape \(3, 16, 16\)"),
+        ([{"pixel_values": torch.zeros(2, 3, 16, 16)}], "a dict"),
+        ([(torch.zeros(2, 16, 16), torch.zeros(2))], r"a tuple that begins with a Tensor of shape \(2, 16, 16\)"),
+        ([[]], "a list"),
+        (["ab"], "a str"),
+    ],
+    ids=["one_tensor", "dict", "gray", "empty", "text"],
+)
+def test_what_is_no_batch_of_images(given: object, what: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^calibration got {what} as a batch; it takes tensors \(B, .* put a single tensor in"
+    ):
+        calibrate(quantize(vit()), given)  # type: ignore[arg-type]
+
+
 def test_a_model_without_quantizers() -> None:
     with pytest.raises(ValueError, match="has no quantizers"):
         calibrate(nn.Linear(2, 2), [torch.zeros(1, 2)])

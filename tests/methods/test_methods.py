@@ -119,13 +119,14 @@ def test_a_model_on_a_gpu_is_quantized_there(method: str) -> None:
     assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cuda"}
 
 
-@pytest.mark.parametrize("method", ["ptq", "tsptq", "fqvit", "qvit-irm"])
-def test_weights_that_are_not_finite_stop_calibration(method: str) -> None:
+@pytest.mark.parametrize("name", ["head.weight", "head.bias", "norm.weight", "blocks.0.attn.qkv.bias"])
+@pytest.mark.parametrize("method", ["qvit", "ptq", "tsptq", "fqvit", "qvit-irm", "ivit"])
+def test_weights_that_are_not_finite_stop_calibration(method: str, name: str) -> None:
     model, config = vit(depth=1), METHODS[method].uniform(8, 8)
     with torch.no_grad():
-        model.head.weight[2, 3] = float("nan")  # type: ignore[union-attr, index]
+        model.get_parameter(name).view(-1)[2] = float("nan")
     quantized = METHODS[method].quantize(model, config)
-    with pytest.raises(FloatingPointError, match=r"in head\.weight: check the float weights"):
+    with pytest.raises(FloatingPointError, match=rf"NaN or infinity in {name}: check the float weights"):
         METHODS[method].calibrate(quantized, config, [images(model, 2)], 1)
 
 

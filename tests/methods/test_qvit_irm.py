@@ -165,6 +165,17 @@ def test_calibration_takes_the_moments_of_the_float_network() -> None:
     torch.testing.assert_close(rectifier.variance, variance, rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_calibration_from_a_generator_sees_the_images_twice(count: int) -> None:
+    """Statistics and scales of the same two batches, whether more follow or not."""
+    float_model, config = vit(depth=1), QViTIRM(3, 3)
+    batches = [images(float_model, 4, seed=seed) for seed in range(count)]
+    from_list, from_generator = (qvit_irm.quantize(float_model, config) for _ in range(2))
+    qvit_irm.calibrate(from_list, batches, 2)
+    qvit_irm.calibrate(from_generator, (batch for batch in batches), 2)
+    assert same_state(from_list, from_generator) == []
+
+
 def test_a_step_moves_the_statistics_towards_the_mean_of_its_batches() -> None:
     """Two accumulated batches of one optimizer step, by the momentum."""
     float_model = vit(depth=1)

@@ -84,8 +84,8 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8, observer: Obse
     observer  how scales follow from data; the default is LeastSquares()
 
     Warns about a group that is zero everywhere (it gets a finite scale). Raises ValueError when `images` is empty, for what is
-    no observer, and for a model that another method quantized; FloatingPointError for weights or activations that are not
-    finite.
+    no observer, for what is no batch of images, and for a model that another method quantized; FloatingPointError for
+    parameters or activations that are not finite.
     """
     if calibrate_of(model) != "qvit.calibrate":
         raise ValueError(
@@ -101,7 +101,7 @@ def fit_all(model: nn.Module, images: Images, batches: int, observer: Observer |
     observer = LeastSquares() if observer is None else observer
     check_observer("observer", observer)
     quantizers = require_quantized(model)
-    finite_weights(model)
+    check_finite(model)
     fit_weights(model, observer)
     watchers = {
         name: watcher(observer, quantizer.scale_groups, quantizer.axis)
@@ -118,15 +118,30 @@ def fit_all(model: nn.Module, images: Images, batches: int, observer: Observer |
 def calibration_images(images: Images, batches: int) -> Iterator[Tensor]:
     """The images of the first `batches` batches, (B, channels, height, width) each; labels beside them are not looked at.
 
-    Raises ValueError for fewer than one batch and, at its end, when there were none.
+    Raises ValueError for fewer than one batch, for what is no batch of images and, at its end, when there were none.
     """
     if batches < 1:
         raise ValueError(f"calibration was asked for {batches} batches; it takes 1 or more")
     batch = None
     for batch in islice(images, batches):
-        yield batch[0] if isinstance(batch, (tuple, list)) else batch
+        values = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(values, Tensor) or values.ndim != 4:
+            raise ValueError(
+                f"calibration got {_what(batch)} as a batch; it takes tensors (B, channels, height, width), or tuples that "
+                "begin with one: put a single tensor into a list, and take the images out of a dict"
+            )
+        yield values
     if batch is None:
         raise ValueError("calibration got no images: the loader is empty")
+
+
+def _what(batch: object) -> str:
+    """A batch in the words of an error."""
+    if isinstance(batch, Tensor):
+        return f"a Tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, (tuple, list)) and batch:
+        return f"a {type(batch).__name__} that begins with {_what(batch[0])}"
+    return f"a {type(batch).__name__}"
 
 
 def observe(model: nn.Module, images: Iterable[Tensor], watchers: Mapping[str, Watcher]) -> None:
@@ -155,15 +170,13 @@ def weight_owners(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if name in quantizers}
 
 
-def finite_weights(model: nn.Module) -> dict[str, Tensor]:
-    """`weight_owners`. Raises FloatingPointError for NaN, which has no code; no activation shows it behind the last layer."""
-    owners = weight_owners(model)
-    for name, weight in owners.items():
-        if not torch.isfinite(weight).all():
+def check_finite(model: nn.Module) -> None:
+    """FloatingPointError for a parameter with NaN, which has no code; no activation shows it behind the last layer."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
             raise FloatingPointError(
                 f"calibration met NaN or infinity in {name}: check the float weights that the model was loaded with"
             )
-    return owners
 
 
 def fit_weights(model: nn.Module, observer: Observer | None = None) -> None:

@@ -56,7 +56,15 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ...calibration.calibrate import Images, calibration_images, finite_weights, fit_quantizer, fit_weight, observe
+from ...calibration.calibrate import (
+    Images,
+    calibration_images,
+    check_finite,
+    fit_quantizer,
+    fit_weight,
+    observe,
+    weight_owners,
+)
 from ...calibration.observers import Extremes
 from ...calibration.range_observers import MinMax, Observer, check_observer, grid_of_range, watcher
 from ...network.convert import quantize as quantize_uniformly
@@ -155,16 +163,17 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
     batches  how many of them to use; they are read twice, so they are kept: for ranges, then for the factors
 
     Warns about a tensor that is zero everywhere. Raises ValueError when `images` is empty or the model is not FQ-ViT's,
-    FloatingPointError for weights or activations that are not finite.
+    FloatingPointError for parameters or activations that are not finite.
     """
     config = getattr(model, "fqvit", None)
     if not isinstance(config, FQViT):
         raise ValueError(
             f"this {type(model).__name__} is not an FQ-ViT network; call qvit.methods.fqvit.quantize first"
         )
+    check_finite(model)
     kept = list(calibration_images(images, batches))
     quantizers = require_quantized(model)
-    owners = finite_weights(model)
+    owners = weight_owners(model)
     for name, weight in owners.items():
         fit_weight(name, quantizers[name], weight, MinMax())
     norms = dict(_stream_norms(model))

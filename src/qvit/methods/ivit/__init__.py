@@ -29,7 +29,7 @@ from torch import nn
 
 import qvit_runtime.program as p
 
-from ...calibration.calibrate import Images, calibration_images
+from ...calibration.calibrate import Images, calibration_images, check_finite
 from ...freezing.freeze import default_preprocess
 from ...network.placement import Placement
 from ...network.support import UnsupportedModelError, check_norms, check_supported
@@ -98,9 +98,10 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
     images   batches (B, channels, height, width) of normalised training images, or (images, labels) pairs
     batches  how many of them to use
 
-    Raises ValueError when `images` is empty.
+    Raises ValueError when `images` is empty, FloatingPointError for parameters or activations that are not finite.
     """
     network, observation = require_integer(model), Observation()
+    check_finite(network)
     device, image = next(network.parameters()).device, network.patch_embed.image
     for values in calibration_images(images, batches):
         network.run(observation, observation.see(values.to(device), image))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...calibration.calibrate import Images, calibration_images, fit_all, float_forward
+from ...calibration.calibrate import Images, calibration_images, check_finite, fit_all, float_forward
 from ...network.attention import QuantAttention, QuantWindowAttention
 from ...network.convert import quantize as quantize_spec
 from ...network.placement import Placement
@@ -86,6 +86,7 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
 
     Raises as `qvit.calibrate` does.
     """
+    check_finite(model)
     kept = list(calibration_images(images, batches))
     rectified = {a.qkv: a.num_heads for a in _attention(model).values() if isinstance(a.qkv, RectifiedLinear)}
     if rectified:

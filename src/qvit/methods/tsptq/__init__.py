@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from qvit_runtime.program import Preprocess, Program
 
-from ...calibration.calibrate import Images, calibration_images, fit_all
+from ...calibration.calibrate import Images, calibration_images, check_finite, fit_all
 from ...freezing.freeze import freeze as freeze_module
 from ...network.attention import QuantAttention, QuantWindowAttention
 from ...network.convert import quantize as quantize_uniform
@@ -125,10 +125,12 @@ def calibrate(
     batches  how many of them to use; some 100 images are enough
     config   its `rounds` and `candidates` are used; the bits are those of the model
 
-    Raises ValueError for a model of another method and when `images` is empty.
+    Raises ValueError for a model of another method and when `images` is empty, FloatingPointError for parameters or activations
+    that are not finite.
     """
     config = config or TSPTQ()
     _require_regions(model)
+    check_finite(model)
     together = torch.cat(list(calibration_images(images, batches)))
     samples = collect(model, together)
     layers = dict(samples.layers)
