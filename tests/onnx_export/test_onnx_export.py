@@ -20,7 +20,7 @@ from qvit.cli import main
 from qvit.onnx_export import OnnxExportError, agreement, export_onnx, onnxruntime_session
 from qvit.onnx_export.sessions import reference_session
 from qvit.onnx_export.translate import TRANSLATE
-from qvit.onnx_export.translation import Tensors
+from qvit.onnx_export.translation import Tensors, Translation
 from qvit_runtime import ProgramError, run, save
 from qvit_runtime import program as p
 from toy_onnx import kinds, random_images, stored_types
@@ -148,6 +148,11 @@ def test_a_program_that_is_not_well_formed_is_refused(tmp_path: Path) -> None:
 TRANSLATE_QUANTIZE = TRANSLATE[p.Quantize]
 
 
+def flat_codes(t: Translation, op: p.Quantize) -> Tensors:
+    right = TRANSLATE_QUANTIZE(t, op)
+    return dataclasses.replace(right, names=tuple(t.graph.reshape(name, -1) for name in right.names))
+
+
 @pytest.mark.parametrize(
     ("kind", "wrong", "match"),
     [
@@ -160,6 +165,11 @@ TRANSLATE_QUANTIZE = TRANSLATE[p.Quantize]
             p.Quantize,
             lambda t, op: Tensors(tuple(t.graph.add("Neg", x) for x in TRANSLATE_QUANTIZE(t, op).names), (1.0,)),
             r"Quantize 'image_codes' as ONNX: \d+ of \d+ codes differ",
+        ),
+        (
+            p.Quantize,
+            flat_codes,
+            r"Quantize 'image_codes' as ONNX: its shape is \(\d+, \d+\) and not \(\d+, 3, \d+, \d+\)",
         ),
         (
             p.SelectToken,

@@ -103,19 +103,25 @@ def _run_alone(
 
 def _same_codes(t: Translation, op: p.Op, found: list[np.ndarray], expected: list[np.ndarray]) -> int:
     for here, there, unit in zip(found, expected, t.tensors[op.output].units, strict=True):
+        _same_shape(op, here, there)
         wrong = np.rint(here / np.float32(unit)) != np.rint(there / np.float32(unit))
-        if here.shape != there.shape or wrong.any():
+        if wrong.any():
             raise _disagreement(op, f"{int(wrong.sum())} of {there.size} codes differ from the interpreter's")
     return sum(array.size for array in expected)
 
 
 def _close_values(op: p.Op, found: np.ndarray, expected: np.ndarray) -> float:
-    if found.shape != expected.shape:
-        raise _disagreement(op, f"its shape is {found.shape} and not {expected.shape}")
+    _same_shape(op, found, expected)
     error = float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))
     if not error <= VALUE_TOLERANCE:  # NaN is no agreement
         raise _disagreement(op, f"values differ from the interpreter's by {error:.2g} of the largest one")
     return error
+
+
+def _same_shape(op: p.Op, found: np.ndarray, expected: np.ndarray) -> None:
+    """Asked first: numpy would stretch one array to the other, or give an error of its own."""
+    if found.shape != expected.shape:
+        raise _disagreement(op, f"its shape is {found.shape} and not {expected.shape}")
 
 
 def _disagreement(op: p.Op, what: str) -> OnnxExportError:
