@@ -16,11 +16,12 @@ import qvit_runtime
 from qvit.data import open_eval
 from qvit.evaluation.evaluate import evaluate
 from qvit.evaluation.outcome import cost_of_module, cost_of_program, load_predictions
-from qvit.methods import METHODS, tsptq
+from qvit.methods import METHODS, spec_label, tsptq
 from qvit.pipeline.finished import load_exact, read_recipe, read_result
 from qvit.pipeline.run import run_recipe
 from qvit.planning.dry_run import dry_run
 from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
+from qvit.spec import FixedBits, LearnedBits, PerTensor, SingleScale, Spec
 from toy_models import images, swin, vit
 from toy_pipeline import FIELDS, UNIFORM3
 
@@ -92,6 +93,35 @@ def test_options_round_trip(method: str) -> None:
         method=method, quantize=METHODS[method].uniform(4, 5), fit=dataclasses.replace(Recipe().fit, epochs=0)
     )
     assert recipe_from_values(json.loads(json.dumps(recipe_to_values(recipe)))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1, "bit-widths go from 2 to 8"), (9, "bit-widths go from 2 to 8"), (4.0, "it must be a whole number")],
+)
+@pytest.mark.parametrize("option", ["weight_bits", "activation_bits"])
+@pytest.mark.parametrize("method", ["qvit-irm", "ivit", "fqvit", "tsptq", "ptq"])
+def test_impossible_bits_are_named_by_their_option(method: str, option: str, value: float, text: str) -> None:
+    config = METHODS[method].config
+    with pytest.raises(ValueError, match=rf"^{config.__name__}\.{option} is {value}; {text}$"):
+        config(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "label"),
+    [
+        ({}, "uniform W3A4"),
+        ({"edge": FixedBits(4)}, "uniform W3A4"),
+        ({"overrides": (("head.*", FixedBits(4)),)}, "uniform W3A4 with overrides"),
+        ({"overrides": (("head.*", LearnedBits()),)}, "head-wise learned bits"),
+        ({"edge": LearnedBits()}, "head-wise learned bits"),
+        ({"weights": LearnedBits(), "heads": PerTensor()}, "layer-wise learned bits"),
+        ({"activations": LearnedBits(), "scale": SingleScale()}, "head-wise learned bits, single scale"),
+    ],
+    ids=str,
+)
+def test_a_row_is_uniform_where_no_bits_are_learned(change: dict, label: str) -> None:
+    assert spec_label(Spec(**{"weights": FixedBits(3), "activations": FixedBits(4), **change})) == label
 
 
 @pytest.mark.parametrize("method", ["ptq", "fqvit"])

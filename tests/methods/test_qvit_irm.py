@@ -256,7 +256,6 @@ def test_labels() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"weight_bits": 1}, r"FixedBits.bits is 1; bit-widths go from 2 to 8"),
         ({"guide": -1.0}, r"QViTIRM.guide is -1.0; it must not be negative"),
         ({"momentum": 2.0}, r"QViTIRM.momentum is 2.0; it must lie between 0 and 1"),
     ],

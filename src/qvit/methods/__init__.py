@@ -78,9 +78,10 @@ class Method:
 
 
 def spec_label(spec: Spec) -> str:
-    """uniform W3A3, or head-wise learned bits."""
-    if isinstance(spec.weights, FixedBits) and isinstance(spec.activations, FixedBits):
-        return f"uniform W{spec.weights.bits}A{spec.activations.bits}"
+    """uniform W3A3, or head-wise learned bits, whatever tensors learn them."""
+    match spec.weights, spec.activations, learns_bits(spec):
+        case FixedBits(weight_bits), FixedBits(activation_bits), False:
+            return f"uniform W{weight_bits}A{activation_bits}{' with overrides' if spec.overrides else ''}"
     heads = "head-wise" if isinstance(spec.heads, PerHead) else "layer-wise"
     match spec.scale:
         case SharedScale():

@@ -15,7 +15,7 @@ from ..calibration.calibrate import Images
 from ..calibration.calibrate import calibrate as calibrate_quantizers
 from ..calibration.range_observers import MinMax, Observer, check_observer
 from ..network.convert import quantize as quantize_spec
-from ..spec import FixedBits, PerChannel, PerTensor, Spec
+from ..spec import FixedBits, PerChannel, PerTensor, Spec, check_bits
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class PostTraining:
     """Where the ends of a grid come from."""
 
     def __post_init__(self) -> None:
-        _ = self.spec  # refuses impossible bits
+        for name in ("weight_bits", "activation_bits"):
+            check_bits(f"PostTraining.{name}", getattr(self, name))
         check_observer("PostTraining.observer", self.observer)
 
     @property

@@ -27,7 +27,7 @@ from ...network.placement import Placement
 from ...network.placement import placement as placement_of_quantizers
 from ...network.rectify import RectifiedLinear
 from ...network.support import UnsupportedModelError
-from ...spec import FixedBits, PerChannel, PerHead, Spec
+from ...spec import FixedBits, PerChannel, PerHead, Spec, check_bits
 from .guide import IRMGuide, heads_of
 
 
@@ -47,7 +47,8 @@ class QViTIRM:
     """Of IRM's running statistics, per optimizer step."""
 
     def __post_init__(self) -> None:
-        _ = self.spec  # refuses impossible bits
+        for name in ("weight_bits", "activation_bits"):
+            check_bits(f"QViTIRM.{name}", getattr(self, name))
         if not self.guide >= 0:
             raise ValueError(f"QViTIRM.guide is {self.guide}; it must not be negative (0 switches DGD off)")
         if not 0 <= self.momentum <= 1:
