@@ -12,6 +12,7 @@ import pytest
 import qvit_runtime
 from qvit.card import write_card
 from qvit.cli import main
+from qvit.system.storage import write_atomic
 from toy_integer_programs import integer_vit_program
 
 pytest.importorskip("onnx")
@@ -48,13 +49,38 @@ def test_only_a_folder_of_ours_is_written_to(done: tuple[Path, Path], tmp_path: 
     write_card(done[1], out, "other", overwrite=True)
     assert "license: other" in (out / "README.md").read_text()
     assert (out / ".gitattributes").read_text() == "kept"
-    for foreign in ({}, {"architecture": "x"}):
+    for foreign in ({}, {"architecture": "x"}, 3, None, ["qvit"], "by qvit"):
         (out / "config.json").write_text(json.dumps(foreign))
         with pytest.raises(
             FileExistsError, match=r"card is not empty and qvit card did not write it.*nothing was changed"
         ):
             write_card(done[1], out, "mit", overwrite=True)
     assert "license: other" in (out / "README.md").read_text()
+
+
+def test_a_card_that_was_broken_off_has_no_file_of_another_run(
+    done: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it stops: no README, and no artifact or ONNX file beside a config.json that is not theirs."""
+    real = write_atomic
+    for last in ("config.json", "model.qvit"):
+        out = tmp_path / last
+        write_card(done[1], out, "mit")
+        old = {path.name: path.read_bytes() for path in out.iterdir()}
+
+        def die(path: Path, data: bytes, last: str = last) -> None:
+            real(path, data)
+            if path.name == last:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as broken:
+            broken.setattr("qvit.card.write_atomic", die)
+            with pytest.raises(KeyboardInterrupt):
+                write_card(done[1] / "uniform3", out, "mit", overwrite=True)
+        assert sorted(path.name for path in out.iterdir()) == sorted({"config.json", last})
+        assert (out / "config.json").read_bytes() != old["config.json"]
+        assert write_card(done[1], out, "mit", overwrite=True).sizes
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == old
 
 
 def test_a_card_that_was_broken_off_has_no_readme(

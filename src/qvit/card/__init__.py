@@ -5,8 +5,9 @@
                              +--> model.onnx    where its ops can be said in ONNX
                              +--> README.md     the card                 (text, bits, card.md)
 
-config.json is written first, which marks the folder as ours, and README.md last: a folder with a card is complete, and one
-that was broken off can be written again with `overwrite`. A folder that is not ours is never written to.
+What an earlier card left goes first, README.md ahead of the others, but for config.json, which marks the folder as ours: it is
+written first, and README.md last. So a folder with a card is complete and of one run, and one that was broken off can be written
+again with `overwrite`. A folder that is not ours is never written to.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .config import config_of, is_ours
 from .facts import CardError, read_facts
 from .text import readme
 
-ONNX, README = "model.onnx", "README.md"
+ARTIFACT, ONNX, README = "model.qvit", "model.onnx", "README.md"
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 DATASET_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -58,12 +59,12 @@ def write_card(run: Path, out: Path, license_id: str, dataset: str = "", overwri
     _claim(out, overwrite)
     artifact = to_bytes(facts.program)
     config = (json.dumps(config_of(facts), indent=2) + "\n").encode()
-    write_atomic(out / "config.json", config)
-    for name in (README, ONNX):  # of another run, perhaps
+    for name in (README, ONNX, ARTIFACT):  # of another run, perhaps
         (out / name).unlink(missing_ok=True)
-    write_atomic(out / "model.qvit", artifact)
+    write_atomic(out / "config.json", config)
+    write_atomic(out / ARTIFACT, artifact)
     no_onnx = _write_onnx(facts.program, out / ONNX)
-    sizes = {"model.qvit": len(artifact), ONNX: 0, "config.json": len(config)}
+    sizes = {ARTIFACT: len(artifact), ONNX: 0, "config.json": len(config)}
     if no_onnx:
         del sizes[ONNX]
     else:

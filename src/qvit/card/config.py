@@ -49,6 +49,7 @@ def config_of(facts: Facts) -> dict[str, Any]:
 def is_ours(folder: Path) -> bool:
     """A folder whose config.json we wrote."""
     try:
-        return OURS in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False
+    return isinstance(content, dict) and OURS in content
