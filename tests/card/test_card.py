@@ -209,14 +209,63 @@ def test_runs_that_say_less(facts: Facts) -> None:
     assert "There is no ONNX file here: of this reason." in text_of(facts, no_onnx="of this reason")
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["qvit", "run", "/my/demo.toml", "--seed", "1"], "| command | `qvit run demo.toml --seed 1` |"),
+        (["qvit.exe", "ptq", "deit_tiny"], "| command | `qvit ptq deit_tiny` |"),
+        (["__main__.py", "compare", "a.toml"], "| command | `qvit compare a.toml` |"),
+        (["__main__.py", "tests/card"], ""),  # of another package, pytest for one
+        (["evidence.py", "--only", "headwise_w2a3"], ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_command_is_one_of_qvit_or_left_out(command: list[str], said: str, facts: Facts) -> None:
+    text = text_of(dataclasses.replace(facts, provenance={**facts.provenance, "command": command}))
+    assert said in text
+    assert ("| command |" in text) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("train", "judged", "common"),
+    [("", "", True), ("", "validation", True), ("train", "validation", False)],
+    ids=["flat folder", "folder inside the other", "two folders"],
+)
+def test_calibration_on_the_images_that_judge_is_said(train: str, judged: str, common: bool, facts: Facts) -> None:
+    """`qvit ptq` on a flat folder of images has nothing else to calibrate on."""
+    data = dataclasses.replace(facts.recipe.data, dataset="images", train_split=train, eval_split=judged)
+    fixed = Spec(FixedBits(4), FixedBits(4))
+    recipe = dataclasses.replace(
+        facts.recipe,
+        data=data,
+        method="lsq",
+        quantize=fixed,
+        budget=None,
+        uniform_baseline=0,
+        train_float=None,
+        fit=FitConfig(epochs=0),
+    )
+    text = text_of(dataclasses.replace(facts, recipe=recipe, difference=None), top1=None, top1_frozen=None, budget=None)
+    assert ("| calibration | 32 of the images that it was judged on |" in text) == common
+    assert ("The scales were fitted to some of these images." in text) == common
+    assert ("| calibration | 32 training images |" in text) != common
+
+
 def test_names_on_the_hub_are_kept(facts: Facts) -> None:
     recipe = facts.recipe
     model = dataclasses.replace(recipe.model, name="hf-hub:someone/vit@v2", pretrained=True)
     there = dataclasses.replace(facts, recipe=dataclasses.replace(recipe, model=model, train_float=None))
     text = text_of(there)
-    assert "base_model: someone/vit@v2" in text
+    assert "\nbase_model: someone/vit\n" in text  # the hub knows repositories, not revisions
     assert "# someone/vit@v2, head-wise learned bits" in text
     assert "weights: of `someone/vit@v2`" in text
+    pictures = text_of(dataclasses.replace(facts, dataset="someone/pictures@v1"))
+    header = yaml.safe_load(pictures.split("---\n")[1])
+    assert header["datasets"] == ["someone/pictures"]
+    dataset = header["model-index"][0]["results"][0]["dataset"]
+    assert dataset["type"] == dataset["name"] == "someone/pictures"
+    assert dataset["revision"] == "v1"
+    assert "80 images of `someone/pictures@v1`, split" in pictures
     timms = dataclasses.replace(recipe.model, pretrained=True)
     assert "weights: those of timm" in text_of(
         dataclasses.replace(facts, recipe=dataclasses.replace(recipe, model=timms, train_float=None))

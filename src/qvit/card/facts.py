@@ -14,7 +14,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import qvit_runtime
@@ -27,6 +27,11 @@ from ..settings.recipe import FLOAT, Recipe, recipe_to_values
 
 HUB = "hf-hub:"
 HIDDEN = "..."
+VERBS = (
+    ["run"],
+    ["ptq"],
+    ["compare"],
+)  # that make runs: `python -m qvit` is __main__.py in provenance, and so is any module
 ON_THE_HUB = re.compile(r"(hf-hub:|hfds/|hfids/)(\w[\w.-]*(/\w[\w.-]*)?(@\w[\w.-]*)?)")
 
 
@@ -55,7 +60,7 @@ class Facts:
 
     @property
     def base_model(self) -> str:
-        """The repository that the float model came from, or ""."""
+        """The repository that the float model came from, with its revision where one was named, or ""."""
         name = self.recipe.model.name
         return name.removeprefix(HUB) if name.startswith(HUB) else ""
 
@@ -72,8 +77,18 @@ class Facts:
 
     @property
     def command(self) -> str:
-        """The command that made it, without paths."""
-        return " ".join(["qvit", *map(_argument, self.provenance["command"][1:])])
+        """The command of qvit that made it, without paths; "" where a script did."""
+        program, *arguments = self.provenance["command"]
+        if Path(program).stem != "qvit" and not (program == "__main__.py" and arguments[:1] in VERBS):
+            return ""
+        return " ".join(["qvit", *map(_argument, arguments)])
+
+    @property
+    def calibrated_on_what_judged(self) -> bool:
+        """The images that the scales were fitted to are among those that judged: only without labels, see `data.open_data`."""
+        data = self.recipe.data
+        train, judged = PurePath(data.train_split), PurePath(data.eval_split)
+        return data.dataset == "images" and (train.is_relative_to(judged) or judged.is_relative_to(train))
 
 
 def read_facts(run: Path, dataset: str = "") -> Facts:

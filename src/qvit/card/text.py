@@ -1,7 +1,8 @@
 """The README.md of a card: front matter that the hub reads, then `card.md` filled with the facts of a run.
 
 The front matter is huggingface_hub's own `ModelCardData`, so that its fields and the form of `model-index` are right. There is
-one result in it, top-1 of what is shipped: the program.
+one result in it, top-1 of what is shipped: the program. Repositories are named there without their revision, or the hub would not
+know them; the text keeps it.
 
 The code in the card is meant to be pasted; tests/card/test_card.py pastes it.
 """
@@ -71,11 +72,13 @@ def readme(facts: Facts, license_id: str, sizes: dict[str, int], no_onnx: str) -
 
 def _front_matter(facts: Facts, license_id: str, onnx: bool) -> str:
     top1 = facts.result["top1_frozen"]
+    dataset, _, revision = facts.dataset.partition("@")
     scored = EvalResult(
         task_type="image-classification",
-        dataset_type=facts.dataset or "imagefolder",
-        dataset_name=facts.dataset or "images of the author",
+        dataset_type=dataset or "imagefolder",
+        dataset_name=dataset or "images of the author",
         dataset_split=facts.split or None,
+        dataset_revision=revision or None,
         metric_type="accuracy",
         metric_name="top-1 of model.qvit",
         metric_value=round((top1 or 0) / 100, 6),
@@ -85,8 +88,8 @@ def _front_matter(facts: Facts, license_id: str, onnx: bool) -> str:
         library_name="qvit",
         pipeline_tag="image-classification",
         tags=["qvit", "quantization", "vision-transformer", *(["onnx"] if onnx else [])],
-        datasets=[facts.dataset] if facts.dataset else None,
-        base_model=facts.base_model or None,
+        datasets=[dataset] if dataset else None,
+        base_model=facts.base_model.partition("@")[0] or None,
         metrics=["accuracy"],
         model_name=f"{facts.name}, {facts.result['method']}",
         eval_results=None if top1 is None else [scored],
@@ -123,7 +126,8 @@ def _accuracy(facts: Facts) -> str:
     if result.get("agreement_float") is not None:
         agreement += f", and that of the float model on {result['agreement_float']:.2f} %"
     if result["top1_frozen"] is None:
-        return f"The images ({where}{split}) had no labels, so accuracy is not known. {agreement}."
+        fitted = " The scales were fitted to some of these images." if facts.calibrated_on_what_judged else ""
+        return f"The images ({where}{split}) had no labels, so accuracy is not known. {agreement}.{fitted}"
     rows = [
         ["", "top-1 %"],
         [f"the float model, `{facts.name}`", f"{result['top1_float']:.2f}"],
@@ -183,14 +187,19 @@ def _made(facts: Facts) -> str:
         ["", ""],
         ["method", METHODS[recipe.method]],
         ["float model", f"`{facts.name}`{_arguments(facts)}, weights: {_weights(facts)}"],
-        ["calibration", f"{facts.result.get('calibration_images', recipe.calibration)} training images"],
+        ["calibration", f"{facts.result.get('calibration_images', recipe.calibration)} {_calibration(facts)}"],
         ["training", training],
         ["seed", str(recipe.seed)],
         ["started", str(public(facts.provenance["started"]))],
         ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
-        ["command", f"`{facts.command}`"],
+        *([["command", f"`{facts.command}`"]] if facts.command else []),
     ]
     return _table(rows)
+
+
+def _calibration(facts: Facts) -> str:
+    """Which images the scales were fitted to."""
+    return "of the images that it was judged on" if facts.calibrated_on_what_judged else "training images"
 
 
 def _teaching(facts: Facts) -> str:
