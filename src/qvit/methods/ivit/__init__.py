@@ -19,6 +19,7 @@ The published recipe trains with AdamW at a learning rate of 1e-6, 30 to 90 epoc
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +99,8 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
     images   batches (B, channels, height, width) of normalised training images, or (images, labels) pairs
     batches  how many of them to use
 
-    Raises ValueError when `images` is empty, FloatingPointError for parameters or activations that are not finite.
+    Warns about scores that reach so far that Shiftmax flattens their softmax (`layers`). Raises ValueError when `images` is
+    empty, FloatingPointError for parameters or activations that are not finite.
     """
     network, observation = require_integer(model), Observation()
     check_finite(network)
@@ -106,6 +108,13 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8) -> None:
     for values in calibration_images(images, batches):
         network.run(observation, observation.see(values.to(device), image))
     observation.set_scales()
+    for name, grid in network.grids().items():
+        if name.endswith(".scores") and grid.scale > 1:
+            warnings.warn(
+                f"{name} reaches so far that a code stands for {float(grid.scale):.3g} powers of e, which Shiftmax takes for 1: its "
+                "softmax is flatter than the float model's; train the model, or use another method",
+                stacklevel=2,
+            )
 
 
 @torch.no_grad()

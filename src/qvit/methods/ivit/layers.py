@@ -15,6 +15,12 @@ Whole units. Shiftmax and ShiftGELU know their scale only as the integer `unit`,
 exponent is 1 for e^x and 1.702 for the sigmoid of GELU. The authors round 1 / scale, which at 8 bits changes the
 temperature of a softmax by up to 1 / unit, some percent. Here the scale itself is widened to the next value whose unit is
 whole, so that the unit is exact.
+
+A scale coarser than 1 / exponent (GELU inputs beyond 74, scores beyond 127) has a unit below 1, and there is none: it is kept,
+and its unit is 1. GELU loses nothing, the sigmoid is 0 or 1 but for two or three codes around zero (rms error 1.3 % of the
+output's spread for normal inputs of std 40 to 300, 15 to 99 % if the grid is cut to a unit of 1 instead). A softmax becomes
+flatter, by the factor of the scale: calibration warns, and still it is nearer than one of cut scores (normal scores of std 60,
+197 tokens: total variation from the float softmax 0.04 against 0.59; of std 40: 0.04 against 0.02).
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ class Grid(nn.Module):
     bits      width of the codes
     signed    codes in [-2^(bits-1), 2^(bits-1) - 1], else in [0, 2^bits - 1]
     scale     fixed from the start, or 0 for calibration to fill
-    exponent  the tensor goes into e^(exponent * x) by shifts, so its unit must be whole; 0 if it does not
+    exponent  the tensor goes into e^(exponent * x) by shifts, so its unit is whole; 0 if it does not
     """
 
     scale: Tensor
@@ -60,9 +66,9 @@ class Grid(nn.Module):
 
     @torch.no_grad()
     def set_scale(self, scale: float) -> None:
-        """Fill the scale; widened to a whole unit where the tensor goes into an exponential."""
-        if self.exponent:
-            scale = 1 / (self.exponent * min(max(1, int(1 / (self.exponent * scale))), LARGEST_UNIT))
+        """Fill the scale; widened to a whole unit where the tensor goes into an exponential and the unit is 1 or more."""
+        if 0 < self.exponent * scale <= 1:
+            scale = 1 / (self.exponent * min(int(1 / (self.exponent * scale)), LARGEST_UNIT))
         self.scale.fill_(scale)
 
     def extra_repr(self) -> str:
