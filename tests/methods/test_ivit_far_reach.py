@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qvit.methods import ivit
-from qvit.methods.ivit.layers import SIGMOID, Grid
+from qvit.methods.ivit.layers import SIGMOID
 from qvit_runtime import interpreter
 from toy_models import images, vit
 
@@ -52,24 +52,3 @@ def test_far_scores_are_warned_about_and_not_cut(factor: float) -> None:
     with pytest.warns(UserWarning, match=text):
         network = calibrated(model)
     assert worst(model, network) < 0.2
-
-
-@pytest.mark.parametrize(
-    ("exponent", "given", "scale", "unit"),
-    [
-        (1.0, 0.3, 1 / 3, 3),  # widened to a whole unit
-        (1.0, 1.0, 1.0, 1),
-        (1.0, 1.7, 1.7, 1),  # no unit below 1
-        (1.0, 1e-5, 1 / 1024, 1024),
-        (SIGMOID, 0.1, 1 / (5 * SIGMOID), 5),
-        (SIGMOID, 3.0, 3.0, 1),
-        (0.0, 0.3, 0.3, 0),
-    ],
-)
-def test_the_scale_of_a_grid(exponent: float, given: float, scale: float, unit: int) -> None:
-    grid = Grid(8, exponent=exponent)
-    grid.set_scale(given)
-    assert float(grid.scale) == pytest.approx(scale)
-    assert float(grid.scale) >= given * (1 - 1e-6)
-    if unit:
-        assert grid.unit == unit

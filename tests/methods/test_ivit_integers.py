@@ -111,10 +111,13 @@ def test_sums_of_exponentials_fit(unit: int, tokens: int) -> None:
 
 
 @pytest.mark.parametrize("exponent", [1.0, SIGMOID])
-@pytest.mark.parametrize("scale", [3.0, 0.9, 0.0787, 0.041, 1e-9])
+@pytest.mark.parametrize("scale", [3.0, 1.0, 0.9, 0.0787, 0.041, 1e-9])
 def test_scales_of_exponentials_have_whole_units_and_do_not_shrink(scale: float, exponent: float) -> None:
     grid = Grid(8, exponent=exponent)
     grid.set_scale(scale)
-    assert grid.unit * exponent * float(grid.scale) == pytest.approx(1, rel=1e-6)
-    assert float(grid.scale) >= scale or grid.unit == 1  # a scale above 1 / exponent clips instead
+    assert float(grid.scale) >= scale * (1 - 1e-6)
     assert 1 <= grid.unit <= LARGEST_UNIT
+    if exponent * scale <= 1:
+        assert grid.unit * exponent * float(grid.scale) == pytest.approx(1, rel=1e-6)
+    else:  # there is no unit below 1
+        assert (float(grid.scale), grid.unit) == (pytest.approx(scale), 1)
