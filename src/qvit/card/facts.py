@@ -27,11 +27,7 @@ from ..settings.recipe import FLOAT, Recipe, recipe_to_values
 
 HUB = "hf-hub:"
 HIDDEN = "..."
-VERBS = (
-    ["run"],
-    ["ptq"],
-    ["compare"],
-)  # that make runs: `python -m qvit` is __main__.py in provenance, and so is any module
+VERBS = ("run", "ptq", "compare")  # that make runs; `python -m qvit` is __main__.py in provenance, as any package is
 ON_THE_HUB = re.compile(r"(hf-hub:|hfds/|hfids/)(\w[\w.-]*(/\w[\w.-]*)?(@\w[\w.-]*)?)")
 
 
@@ -79,7 +75,8 @@ class Facts:
     def command(self) -> str:
         """The command of qvit that made it, without paths; "" where a script did."""
         program, *arguments = self.provenance["command"]
-        if Path(program).stem != "qvit" and not (program == "__main__.py" and arguments[:1] in VERBS):
+        by_module = program == "__main__.py" and bool(arguments) and arguments[0] in VERBS
+        if Path(program).stem != "qvit" and not by_module:
             return ""
         return " ".join(["qvit", *map(_argument, arguments)])
 
