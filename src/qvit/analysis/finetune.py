@@ -5,8 +5,8 @@ Post-training errors overstate what a component costs a network that may adapt t
 Its reference is the float model after the same steps on the same images: training moves the float model too, and that must
 not look like robustness.
 
-The cost is that of (2 components + 1) bit-widths + 1 trainings: for 15 components and three widths 94 times `finetune_steps`
-steps of a training batch, where the rest of an analysis is about 250 forward passes over the images. Layers and heads are
+The cost is that of (2 components + 1) bit-widths + 1 trainings: for 16 components (Swin has 17) and three widths 100 times
+`finetune_steps` steps of a training batch, where the rest of an analysis is about 250 forward passes over the images. Layers and heads are
 therefore not trained, and no prefix is shared, since the weights differ.
 """
 

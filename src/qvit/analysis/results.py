@@ -104,6 +104,11 @@ def analysis_of(records: list[Record], subjects: list[Subject]) -> dict[str, Any
     }
 
 
+def points(row: Record, what: str) -> str:
+    """The `loss` or `gain` of a row with its interval, in words."""
+    return f"{row[what]:.2f} ± {row[f'{what}_half_width']:.2f}"
+
+
 def _joined(records: list[Record], key: str) -> np.ndarray:
     return np.concatenate([record[key] for record in records])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .results import ALL_BUT, ALONE
+from .results import ALL_BUT, ALONE, points
 
 KINDS = ("component", "part", "layer")
 
@@ -29,7 +29,7 @@ def table(analysis: dict[str, Any], steps: int = 0) -> str:
     for name in dict.fromkeys(name for name, _, _ in found):
         lines.append([name, *(cell for bits in widths for cell in _cells(name, bits, found))])
     everything = {row["bits"]: row for row in analysis["everything"] if row["finetune_steps"] == steps}
-    whole = (cell for bits in widths for cell in (_points(everything[bits], "loss"), "", _decibels(everything[bits])))
+    whole = (cell for bits in widths for cell in (points(everything[bits], "loss"), "", _decibels(everything[bits])))
     lines.append(["everything", *whole])
     columns = [max(len(line[place]) for line in lines) for place in range(len(header))]
     return "\n".join(
@@ -39,11 +39,7 @@ def table(analysis: dict[str, Any], steps: int = 0) -> str:
 
 def _cells(name: str, bits: int, found: dict[tuple[str, str, int], dict[str, Any]]) -> tuple[str, str, str]:
     alone, company = found[name, ALONE, bits], found[name, ALL_BUT, bits]
-    return _points(alone, "loss"), _points(company, "gain"), _decibels(alone)
-
-
-def _points(row: dict[str, Any], what: str) -> str:
-    return f"{row[what]:.2f} ± {row[f'{what}_half_width']:.2f}"
+    return points(alone, "loss"), points(company, "gain"), _decibels(alone)
 
 
 def _decibels(row: dict[str, Any]) -> str:

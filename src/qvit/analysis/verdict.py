@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .components import PARTS, Site, component_of
-from .results import ALL_BUT, ALONE
+from .results import ALL_BUT, ALONE, points
 
 Row = dict[str, Any]
 CLAIMED = ("attention map", "GELU output")
@@ -27,7 +27,7 @@ def verdict(analysis: dict[str, Any]) -> list[str]:
             here = [r for r in analysis["rows"] if r["bits"] == everything["bits"] and r["finetune_steps"] == steps]
             after = f" after {steps} training steps" if steps else ""
             lines.append(
-                f"{everything['bits']} bits{after}: everything together loses {_points(everything, 'loss')} points "
+                f"{everything['bits']} bits{after}: everything together loses {points(everything, 'loss')} points "
                 f"({everything['agreement']:.1f} % same class as float)"
             )
             lines += [f"  {line}" for line in _at_one_width(here)]
@@ -67,10 +67,6 @@ def _of(rows: list[Row], mode: str, kind: str) -> list[Row]:
     return sorted((r for r in rows if r["mode"] == mode and r["kind"] == kind), key=lambda r: (r["rank"], value(r)))
 
 
-def _points(row: Row, what: str) -> str:
-    return f"{row[what]:.2f} ± {row[f'{what}_half_width']:.2f}"
-
-
 def is_real(row: Row, what: str) -> bool:
     """Larger than zero, beyond its interval."""
     return row[what] > row[f"{what}_half_width"]
@@ -81,7 +77,7 @@ def _ranking(rows: list[Row], what: str) -> str:
     parts = []
     real = [row for row in rows if is_real(row, what)]
     for rank in dict.fromkeys(row["rank"] for row in real):
-        tied = [f"{row['name']} {_points(row, what)}" for row in real if row["rank"] == rank]
+        tied = [f"{row['name']} {points(row, what)}" for row in real if row["rank"] == rank]
         parts.append(f"{rank}. {' = '.join(tied)}")
     rest = [row["name"] for row in rows if not is_real(row, what)]
     if rest:
@@ -97,14 +93,14 @@ def claim(components: list[Row]) -> str:
     found = [name for name in CLAIMED if name in first]
     answer = {2: "yes", 1: "partly", 0: "no"}[len(found)]
     ranks = {row["name"]: row for row in components}
-    places = ", ".join(f"{name} has rank {ranks[name]['rank']} ({_points(ranks[name], 'loss')})" for name in CLAIMED)
+    places = ", ".join(f"{name} has rank {ranks[name]['rank']} ({points(ranks[name], 'loss')})" for name in CLAIMED)
     others = [name for name in first if name not in CLAIMED]
     leaders = f"; rank 1 {'also ' if found else ''}holds {_names(others)}" if others else ""
     return f"{answer}: of {len(components)} components {places}{leaders}"
 
 
 def _parts(rows: list[Row]) -> str:
-    texts = [f"{row['name']} loses {_points(row, 'loss')}" for row in rows]
+    texts = [f"{row['name']} loses {points(row, 'loss')}" for row in rows]
     tie = len(rows) == len(PARTS) and rows[0]["rank"] == rows[1]["rank"]
     return ", ".join(texts) + (": a tie" if tie else "")
 
@@ -115,7 +111,7 @@ def _leaders(rows: list[Row], what: str) -> str:
         return f"none of {len(rows)} differs from zero"
     first = [row for row in real if row["rank"] == real[0]["rank"]]
     tied = "" if len(first) == 1 else f" ({len(first)} tied)"
-    names = _names([f"{row['name']} {_points(row, what)}" for row in first])
+    names = _names([f"{row['name']} {points(row, what)}" for row in first])
     return f"first {names}{tied}; {len(rows) - len(real)} of {len(rows)} do not differ from zero"
 
 
