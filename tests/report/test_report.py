@@ -155,6 +155,14 @@ def test_a_damaged_file_is_named_in_one_line(name: str, content: str, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_measurement_needs_no_more_than_what_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["result"])
+    (run / "bench.json").write_text('{"path": "avx2", "threads": 2, "batch": 4, "median": 0.008}')
+    bench = read_run("run", run).bench
+    assert bench is not None
+    assert (bench.milliseconds, bench.conditions, bench.steps) == (2.0, "avx2, 2 threads, batch 4", ())
+
+
 def test_damaged_tensors_are_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "model.safetensors").write_bytes(b"nonsense")

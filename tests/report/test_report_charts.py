@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import qvit_runtime
 from qvit.evaluation.grid_histogram import codes_per_bar
 from qvit.freezing.integer_layers import integer_weight
 from qvit.methods import TSPTQ, FQViT, fqvit, tsptq
+from qvit.network.convert import quantize
+from qvit.quantizers.quantizer import named_quantizers
 from qvit_runtime.integer_ops import LogIntSoftmax, QuantizeRegions
-from toy_models import calibrated, images, uniform, vit
+from toy_models import calibrated, images, swin, uniform, vit
 from toy_programs import vit_program
 
 pytest.importorskip("altair")
@@ -228,6 +232,24 @@ def test_banks_know_the_bits_of_their_slots() -> None:
         ("blocks.0.b.input", 0, 8, {8: 0.5}),
         ("head.input", 0, 8, {7: 2.0, 8: 1.0}),
     ]
+
+
+@pytest.mark.parametrize("make", [vit, swin])
+def test_slots_of_banks_are_those_of_the_quantizers(make: Callable[[], nn.Module]) -> None:
+    """`banks` reads from the spec which bits a tensor may have, by the rule that `convert` makes its quantizer by."""
+    spec = Spec(
+        weights=LearnedBits(3, 5),
+        activations=LearnedBits(2, 4, 4.0),
+        edge=LearnedBits(6, 8, 8.0),
+        overrides=(
+            ("*.fc1.*", LearnedBits(4, 8)),
+            ("*.fc1.input", LearnedBits(5, 6, 6.0)),
+            ("head*.input", FixedBits(7)),
+        ),
+    )
+    model = quantize(make(), spec, quiet=True)
+    slots = {bank.tensor: tuple(bank.scales) for bank in read_banks(model.state_dict(), spec)}
+    assert slots == {name: tuple(q.candidates) for name, q in named_quantizers(model).items()}
 
 
 @pytest.mark.parametrize(

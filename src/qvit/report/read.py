@@ -139,7 +139,7 @@ def _outcome(path: Path) -> Outcome | None:
     with _naming(path):
         numbers = (
             *("epochs", "top1", "top1_float", "top1_frozen", "agreement_frozen", "gbitops", "average_weight_bits"),
-            *("average_activation_bits", "artifact_kib", "training_seconds"),
+            *("average_activation_bits", "artifact_kib"),
         )
         return Outcome(
             method=str(record["method"]),
@@ -181,10 +181,7 @@ def _bench(path: Path) -> Bench | None:
             path=str(record["path"]),
             threads=int(_required(record, "threads")),
             batch=int(_required(record, "batch")),
-            repeats=int(_required(record, "repeats")),
-            lower_quartile=_required(record, "lower_quartile"),
             median=_required(record, "median"),
-            upper_quartile=_required(record, "upper_quartile"),
             steps=tuple(
                 StepTime(str(step["name"]), tuple(map(int, step["ops"])), _required(step, "seconds"))
                 for step in record.get("steps", ())

@@ -19,7 +19,7 @@ Numbers = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row of results. Accuracies and agreements in percent, sizes in KiB, times in seconds; None: not known.
+    """A row of results. Accuracies and agreements in percent, sizes in KiB; None: not known.
 
     arguments  of the model, which make it another network than its name says
     """
@@ -40,7 +40,6 @@ class Outcome:
     average_weight_bits: float | None
     average_activation_bits: float | None
     artifact_kib: float | None
-    training_seconds: float | None
     bits: dict[str, tuple[int, ...]]
     versions: dict[str, str]
 
@@ -86,10 +85,7 @@ class Bench:
     path: str
     threads: int
     batch: int
-    repeats: int
-    lower_quartile: float
     median: float
-    upper_quartile: float
     steps: tuple[StepTime, ...]
 
     @property
