@@ -50,7 +50,7 @@ def vit(seed: int = 0, **kwargs: object) -> nn.Module:
 
 
 def swin(seed: int = 0, **kwargs: object) -> nn.Module:
-    """2 stages of 2 blocks, 2 heads, dim 16, image 24, patch 2, window 5: padded, shifted, merged from an odd grid."""
+    """2 stages of 2 blocks, 2 heads, dim 16, image 18, patch 2, window 4: padded, shifted, merged from an odd grid (9 to 5)."""
     sizes = {"img_size": 18, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 2), "window_size": 4}
     return lively(SwinTransformer(**{**sizes, "num_classes": 5, **kwargs}), seed)  # type: ignore[arg-type]
 

@@ -219,9 +219,16 @@ def test_with_both_mechanisms_off_it_is_plain_training_bit_for_bit() -> None:
 
 
 def test_each_mechanism_changes_training() -> None:
-    states = [trained(QViTIRM(2, 2, rectify=r, guide=g)) for r, g in ((False, 0.0), (False, 1.0), (True, 0.0))]
-    assert same_state(states[0], states[1])
-    assert "blocks.0.attn.qkv.rectifier.mean" in states[2].state_dict()
+    plain, guided, rectified = (
+        trained(QViTIRM(2, 2, rectify=r, guide=g)) for r, g in ((False, 0.0), (False, 1.0), (True, 0.0))
+    )
+    assert same_state(plain, guided)
+    rectifier = rectified.blocks[0].attn.qkv.rectifier  # type: ignore[union-attr, index]
+    before, after = plain.state_dict(), rectified.state_dict()
+    assert after.keys() - before.keys() == {f"blocks.0.attn.qkv.rectifier.{name}" for name in rectifier.state_dict()}  # type: ignore[union-attr]
+    for name in ("blocks.0.attn.qkv.weight", "blocks.0.attn.q_quantizer.log_scale", "head.weight"):
+        assert not torch.equal(before[name], after[name]), name
+    assert (rectifier.beta != 0).all()  # type: ignore[union-attr]
 
 
 def test_statistics_move_with_training_and_not_with_evaluation() -> None:
