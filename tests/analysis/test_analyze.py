@@ -212,13 +212,14 @@ def test_scales_are_fitted_to_the_images_that_were_asked_for(asked: int, seen: i
         assert torch.equal(quantizer.log_scale, quantizers[1][name].log_scale), name
 
 
-def test_logits_that_are_not_finite(tmp_path: Path) -> None:
+def test_logits_that_are_not_finite() -> None:
+    """Of weights that calibration takes: it looks at each of them, and not at what they add up to."""
     model = vit(depth=1)
-    data = analysis_data(model)
+    found = instrument(model)
     with torch.no_grad():
-        model.head.bias[0] = float("nan")  # type: ignore[union-attr, index]
+        found.model.get_parameter("head.bias")[0] = float("inf")
     with pytest.raises(FloatingPointError, match=r"gave NaN or infinite logits; check the weights of the model$"):
-        analyze(model, data, QUICK, tmp_path, quiet=True)
+        found.measure(images(model, 2), torch.zeros(2), 2, lambda _: None)
 
 
 @pytest.mark.parametrize(
