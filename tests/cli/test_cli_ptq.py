@@ -144,7 +144,7 @@ def test_default_directory_and_resume(
     [
         (["vit_tiny_patch16_224"], r"qvit: vit_tiny_patch16_224 does not say which images to read; give --data"),
         (["RUN"], r"qvit: .* is a run of method 'qvit'; give a float run, such as .*float"),
-        (["FLOAT", "--weight-bits", "1"], r"qvit: FixedBits.bits is 1; bit-widths go from 2 to 8"),
+        (["FLOAT", "--weight-bits", "1"], r"qvit: PostTraining.weight_bits is 1; bit-widths go from 2 to 8"),
         (
             ["FLOAT", "--method", "tsptq", "--observer", "mse"],
             r"qvit: method 'tsptq' has no observer to choose; these have: .*ptq",

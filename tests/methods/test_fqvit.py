@@ -298,7 +298,13 @@ def test_placement_says_what_is_integer_and_what_is_float() -> None:
     assert rows[f"{first}.attn.proj.input"].sign == "unsigned + offset"
     still_float = {row.tensor.removeprefix(f"{first}.") for row in rows.values() if row.bits is None}
     assert {"residual", "mlp.act", "biases"} <= still_float
-    assert not any("norm" in tensor or "softmax" in tensor for tensor in still_float)
+    assert not any(part in tensor for tensor in still_float for part in ("norm", "softmax", "position_bias"))
+    bias, residual = rows[f"{first}.attn.position_bias"], rows[f"{first}.residual"]
+    assert (bias.bits, bias.sign, bias.reason) == (32, "signed", "codes of the scores, added to theirs")
+    program = fqvit.freeze(ready("swin"))
+    assert program.integers[bias.tensor].dtype == np.int32
+    assert bias.tensor not in program.constants
+    assert residual.reason == "on dequantized values: the sum is quantized where the next LayerNorm reads it"
 
 
 def test_config_is_checked_and_round_trips() -> None:

@@ -170,7 +170,7 @@ def test_placement_names_regions_offsets_and_folds() -> None:
     rows = {row.tensor: row for row in placement(model)}
     shift = int(model.blocks[0].mlp.fc2.input_quantizer.shift)  # type: ignore[union-attr, index]
     gelu, softmax = rows["blocks.0.mlp.fc2.input"], rows["blocks.0.attn.attention"]
-    assert (gelu.bits, gelu.sign, gelu.foldable) == (6, "unsigned + offset", True)
+    assert (gelu.bits, gelu.sign) == (6, "unsigned + offset")
     assert gelu.granularity == f"per tensor, two scales 1 : {2**shift}"
     assert gelu.reason == "one factor and a shift; the offset goes into the bias"
     assert (softmax.sign, softmax.reason) == ("unsigned", "one factor and a shift")

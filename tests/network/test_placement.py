@@ -25,7 +25,6 @@ def test_every_quantized_tensor_has_a_row_with_its_bits(make) -> None:  # type: 
     assert [row.tensor for row in rows] == list(quantizers)
     for row in rows:
         assert ([row.bits] if isinstance(row.bits, int) else row.bits) == quantizers[row.tensor].widths
-        assert row.foldable
         assert row.reason
 
 

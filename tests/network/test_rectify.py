@@ -13,6 +13,7 @@ from qvit.freezing.freeze import freeze
 from qvit.freezing.integer_layers import integer_weight
 from qvit.methods.qvit_irm import QViTIRM, calibrate, placement, quantize
 from qvit.methods.qvit_irm.guide import head_statistics, heads_of
+from qvit.network.placement import FOLDED, format_placement
 from qvit.network.rectify import RectifiedLinear, Rectifier
 from qvit.quantizers.exact import in_float64
 from qvit.quantizers.quantizer import Quantizer
@@ -186,7 +187,9 @@ def test_the_float_network_keeps_its_temperature() -> None:
 
 
 def test_placement_says_where_it_went() -> None:
+    """Not among what stays float: no operation is left of it."""
     rows = [row for row in placement(moved("vit")) if row.tensor.endswith("rectifier")]
     assert [row.tensor for row in rows] == ["blocks.0.attn.qkv.rectifier", "blocks.1.attn.qkv.rectifier"]
-    assert rows[0].foldable
+    assert rows[0].bits == FOLDED
     assert "scales and bias of qkv" in rows[0].reason
+    assert format_placement(rows).splitlines()[1].split()[:2] == ["blocks.0-1.attn.qkv.rectifier", "folded"]

@@ -5,5 +5,5 @@ convert.py      the swap: float keys of the state_dict stay as they are, keys of
 layers.py       linear layers and convolutions
 attention.py    attention of ViT and Swin, quantized per head
 rectify.py      rectified queries and keys (IRM), folded into qkv
-placement.py    what is integer, what stays float, whose scale folds into a product
+placement.py    what is integer, what stays float, how scales leave the products
 """

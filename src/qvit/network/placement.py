@@ -1,16 +1,17 @@
 """placement(): what of a quantized model is integer, with which bits, and what stays float.
 
-One row per quantized tensor: bits, sign, groups, and whether its scale folds into an integer product. It does when the
-product can be done on codes alone and its result be multiplied by one number per output afterwards:
+One row per quantized tensor: bits, sign, groups, and how its scale leaves the integer product. Every scale can, for the
+product is done on codes alone and its result multiplied by one number per output afterwards:
 
-    weight per tensor, per output channel, per head of q, k, v      yes: the groups are output rows
-    weight of proj per head                                         yes, in as many parts as there are heads: its groups
-                                                                    are input columns, so each head has its own partial sum
-    q, k, v, attention map per head                                 yes: the products of heads are separate anyway
-    input with one scale                                            yes
-    input with an offset                                            yes: offset times row sums of W goes into the bias
+    weight per tensor, per output channel, per head of q, k, v      the groups are output rows
+    weight of proj per head                                         in as many parts as there are heads: its groups are input
+                                                                    columns, so each head has its own partial sum
+    q, k, v, attention map per head                                 the products of heads are separate anyway
+    input with one scale                                            the same number for all outputs
+    input with an offset                                            offset times row sums of W goes into the bias
 
-One row per kind of float operation follows, so that nothing is float without being said.
+One row per kind of float operation follows, so that nothing is float without being said, and one per operation that a
+program does not have, because it goes into the numbers of another (FOLDED).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import LayerScale
@@ -27,6 +29,7 @@ from ..quantizers.quantizer import Quantizer, require_quantized
 from .attention import QuantAttention, QuantWindowAttention
 from .layers import QuantConv2d, QuantLinear
 
+FOLDED: Literal["folded"] = "folded"
 Bits = int | list[int]
 
 
@@ -35,18 +38,16 @@ class Placement:
     """One line of the table.
 
     tensor       name of a quantized tensor, or of what stays float
-    bits         one width, one per group, or None for float
-    sign         "signed", "unsigned", "unsigned + offset", or "" for float
-    granularity  what a group is, in words; for a float row what it is
-    foldable     the scale folds into an integer product
-    reason       why, or why not
+    bits         one width, one per group, None for float, or FOLDED
+    sign         "signed", "unsigned", "unsigned + offset", or "" where there are no codes
+    granularity  what a group is, in words; where there are no codes what it is
+    reason       how the scale leaves the product, or why it is float, or where it went
     """
 
     tensor: str
-    bits: Bits | None
+    bits: Bits | Literal["folded"] | None
     sign: str
     granularity: str
-    foldable: bool
     reason: str
 
 
@@ -63,11 +64,11 @@ def _quantized_row(name: str, quantizer: Quantizer) -> Placement:
     widths = quantizer.widths
     sign = "signed" if quantizer.signed else "unsigned + offset" if quantizer.offset is not None else "unsigned"
     kind, reason = _granularity(name, quantizer)
-    return Placement(name, widths[0] if len(widths) == 1 else widths, sign, kind, True, reason)
+    return Placement(name, widths[0] if len(widths) == 1 else widths, sign, kind, reason)
 
 
 def _granularity(name: str, quantizer: Quantizer) -> tuple[str, str]:
-    """(what a group is, why its scale folds into an integer product)"""
+    """(what a group is, how its scale leaves the integer product)"""
     groups, scales = quantizer.bit_groups, quantizer.scale_groups
     part = name.rpartition(".")[2]
     if part == "weight":
@@ -99,7 +100,7 @@ def _weight_groups(name: str, groups: int, axis: int) -> str:
 
 def _float_rows(model: nn.Module) -> Iterator[Placement]:
     def row(tensor: str, what: str, reason: str) -> Placement:
-        return Placement(tensor, None, "", what, False, reason)
+        return Placement(tensor, None, "", what, reason)
 
     modules = dict(model.named_modules())
     for name, module in modules.items():
@@ -141,19 +142,19 @@ def _has_quantized_bias(layer: nn.Module) -> bool:
 
 def format_placement(rows: list[Placement]) -> str:
     """An aligned text table; consecutive blocks that differ in nothing but their number are one line, `blocks.0-11.attn.q`."""
-    lines = [("tensor", "bits", "sign", "groups", "folds", "why")]
+    lines = [("tensor", "bits", "sign", "groups", "why")]
     for row in _summarised(rows):
-        bits = "float" if row.bits is None else _bits_text(row.bits)
-        folds = "" if row.bits is None else "yes" if row.foldable else "no"
-        lines.append((row.tensor, bits, row.sign, row.granularity, folds, row.reason))
+        lines.append((row.tensor, _bits_text(row.bits), row.sign, row.granularity, row.reason))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
     return "\n".join(text)
 
 
-def _bits_text(bits: Bits) -> str:
-    """4, or 3 5 2 per group; one number when all groups are equal."""
-    if isinstance(bits, int):
+def _bits_text(bits: Bits | str | None) -> str:
+    """4, or 3 5 2 per group, one number when all groups are equal; float, folded."""
+    if bits is None:
+        return "float"
+    if isinstance(bits, (int, str)):
         return str(bits)
     return str(bits[0]) if len(set(bits)) == 1 else " ".join(str(b) for b in bits)
 

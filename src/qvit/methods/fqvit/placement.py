@@ -1,7 +1,7 @@
 """placement() of an FQ-ViT network: the table of `qvit.network.placement` with the rows of what FQ-ViT makes integer.
 
 `qvit.network.placement` takes every LayerNorm and softmax for a float operation and every grid with an offset for the input of a
-linear layer. Here they are rows of their own; the rest, biases and additions among it, stays float as the table says.
+linear layer. Here they are rows of their own; the rest, biases and additions among it, stays float.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import nn
 
 from ...network.placement import Placement
 from ...network.placement import placement as uniform_placement
-from .modules import IntegerLayerNorm, ShiftAttention, ShiftWindowAttention
+from .modules import IntegerLayerNorm, ShiftAttention, ShiftWindowAttention, StreamBlock, StreamSwinBlock
 
 
 def placement(model: nn.Module) -> list[Placement]:
@@ -30,17 +30,18 @@ def _integer_rows(model: nn.Module) -> Iterator[tuple[str, list[Placement]]]:
         if isinstance(module, IntegerLayerNorm):
             bits = module.input_quantizer.widths[0]
             kind, why = "per channel: step x 1, 2, 4 or 8", "factors are shifts inside the integer LayerNorm"
-            yield f"{name}.input", [Placement(f"{name}.input", bits, "unsigned + offset", kind, True, why)]
+            yield f"{name}.input", [Placement(f"{name}.input", bits, "unsigned + offset", kind, why)]
             yield name, []
         elif isinstance(module, (ShiftAttention, ShiftWindowAttention)):
             scores = Placement(
-                f"{name}.scores", module.scores_quantizer.widths[0], "signed", "per tensor", True, "integers of i-exp"
+                f"{name}.scores", module.scores_quantizer.widths[0], "signed", "per tensor", "integers of i-exp"
             )
-            log2 = Placement(
-                f"{name}.attention", module.softmax.bits, "unsigned log2", "per tensor", True, "shifts of v"
-            )
+            log2 = Placement(f"{name}.attention", module.softmax.bits, "unsigned log2", "per tensor", "shifts of v")
             yield f"{name}.scores", [scores, log2]
             yield f"{name}.softmax", []
             if isinstance(module, ShiftWindowAttention):
-                why = "rounded to codes of the scores"
-                yield f"{name}.position_bias", [Placement(f"{name}.position_bias", None, "", "constant", False, why)]
+                bias = f"{name}.position_bias"
+                yield bias, [Placement(bias, 32, "signed", "constant", "codes of the scores, added to theirs")]
+        elif isinstance(module, (StreamBlock, StreamSwinBlock)):
+            why = "on dequantized values: the sum is quantized where the next LayerNorm reads it"
+            yield f"{name}.residual", [Placement(f"{name}.residual", None, "", "residual adds", why)]

@@ -158,14 +158,12 @@ def placement(model: nn.Module) -> list[Placement]:
     for name, module in network.named_modules():
         match module:
             case Linear():
-                rows.append(
-                    Placement(f"{name}.weight", module.bits, "signed", "scale per output channel", True, RESCALED)
-                )
+                rows.append(Placement(f"{name}.weight", module.bits, "signed", "scale per output channel", RESCALED))
             case Grid():
                 sign = "signed" if module.signed else "unsigned"
-                rows.append(Placement(name, module.bits, sign, "per tensor", True, _reason(name, module)))
+                rows.append(Placement(name, module.bits, sign, "per tensor", _reason(name, module)))
     biases = sum(module.bias is not None for module in network.modules() if isinstance(module, Linear))
-    rows.append(Placement("biases", 32, "signed", f"of {biases} layers", True, "integers in units of the sums"))
+    rows.append(Placement("biases", 32, "signed", f"of {biases} layers", "integers in units of the sums"))
     return rows
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...calibration.calibrate import Images, calibration_images, check_finite, fit_all, float_forward
 from ...network.attention import QuantAttention, QuantWindowAttention
 from ...network.convert import quantize as quantize_spec
-from ...network.placement import Placement
+from ...network.placement import FOLDED, Placement
 from ...network.placement import placement as placement_of_quantizers
 from ...network.rectify import RectifiedLinear
 from ...network.support import UnsupportedModelError
@@ -132,9 +132,7 @@ def _head_sums(
 def placement(model: nn.Module) -> list[Placement]:
     """The table of all quantizers, and a row per rectifier: it folds."""
     rows = [
-        Placement(
-            f"{name}.qkv.rectifier", None, "", "IRM of q and k, per head", True, "goes into scales and bias of qkv"
-        )
+        Placement(f"{name}.qkv.rectifier", FOLDED, "", "IRM of q and k, per head", "goes into scales and bias of qkv")
         for name, attention in _attention(model).items()
         if isinstance(attention.qkv, RectifiedLinear)
     ]
