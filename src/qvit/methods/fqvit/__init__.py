@@ -38,8 +38,9 @@ Where this differs from the paper or its code:
 - their attention has 2^b powers of two and zero besides, 2^b + 1 values; ours has 2^b codes, the last of which is zero.
 - their q, k and v share one asymmetric scale, and the branches are quantized once more before they are added.
 - Swin: the position bias is rounded to the step of the scores, not to a grid of its own.
-- the factors of a channel are chosen on all calibration images, not on the last batch; first and last layers and the image
-  have the bits of the rest, as published for their 8.
+- the factors of a channel are chosen on all calibration images, not on the last batch.
+- first and last layers have the bits of the rest, as published for their 8; so has the image, which their ViT and DeiT
+  configurations leave float: a program multiplies integers from the first product on.
 
 Below 8 bits min-max ranges lose the network (published for other models at 6 bits): `observer` chooses others.
 """

@@ -12,7 +12,9 @@ work. The forward pass of the module *is* the program: its logits in eval mode a
 
 Differences from the authors' code: rounding needs no float (half rounds up, theirs half to even in float64); scales are
 fixed after calibration (theirs follow a moving average, in evaluation too), least-squares ones up to 8 bits (theirs
-min-max), and those of exponentials have whole units (`layers`); square roots are exact; LayerNorm's beta is trained.
+min-max), and those of exponentials have whole units (`layers`); square roots are exact; LayerNorm's beta is trained; a branch
+ends in the 32-bit sums of proj or fc2, which the residual addition rescales (theirs first puts them on 16-bit grids of their
+own).
 The published recipe trains with AdamW at a learning rate of 1e-6, 30 to 90 epochs; that is `fit`'s to set.
 """
 
