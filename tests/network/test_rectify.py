@@ -12,7 +12,8 @@ from qvit.calibration.calibrate import float_forward
 from qvit.freezing.freeze import freeze
 from qvit.freezing.integer_layers import integer_weight
 from qvit.methods.qvit_irm import QViTIRM, calibrate, placement, quantize
-from qvit.methods.qvit_irm.guide import head_statistics, heads_of
+from qvit.methods.qvit_irm.guide import head_statistics
+from qvit.network.attention import split_heads
 from qvit.network.placement import FOLDED, format_placement
 from qvit.network.rectify import RectifiedLinear, Rectifier
 from qvit.quantizers.exact import in_float64
@@ -60,11 +61,11 @@ def test_it_starts_by_removing_means_only() -> None:
 def test_gamma_and_beta_of_a_head_move_that_head() -> None:
     x = skewed()
     rectifier = rectifier_for(x)
-    before = heads_of(rectifier(x), HEADS)
+    before = split_heads(rectifier(x), HEADS)
     with torch.no_grad():
         rectifier.log_gamma[1] += 1  # q of head 1
         rectifier.beta[HEADS + 2] += 0.5  # k of head 2
-    q, k = heads_of(rectifier(x), HEADS)
+    q, k, _ = split_heads(rectifier(x), HEADS)
     torch.testing.assert_close(q[:, 1], before[0][:, 1] * torch.e, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(k[:, 2], before[1][:, 2] + 0.5)
     assert torch.equal(q[:, [0, 2]], before[0][:, [0, 2]])
@@ -101,7 +102,7 @@ def test_codes_carry_more_information(bits: int) -> None:
         return -float(sum(share * share.log2() for share in shares))
 
     x = skewed()
-    assert entropy(heads_of(rectifier_for(x)(x), HEADS)[0]) > entropy(heads_of(x, HEADS)[0]) + 0.3
+    assert entropy(split_heads(rectifier_for(x)(x), HEADS)[0]) > entropy(split_heads(x, HEADS)[0]) + 0.3
 
 
 def moved(family: str) -> torch.nn.Module:
@@ -180,7 +181,7 @@ def test_the_float_network_keeps_its_temperature() -> None:
     layer = model.blocks[0].attn.qkv  # type: ignore[union-attr, index]
     with float_forward(model), torch.no_grad():
         x = torch.randn(2, 17, 16)
-        ours, theirs = heads_of(layer(x), 2), heads_of(float_model.blocks[0].attn.qkv(x), 2)  # type: ignore[union-attr, index]
+        ours, theirs = (split_heads(qkv(x), 2)[:2] for qkv in (layer, float_model.blocks[0].attn.qkv))  # type: ignore[union-attr, index, operator]
     means = layer.rectifier.mean.view(2, 1, 2, 1, 1)  # type: ignore[union-attr]
     for mine, other, mean in zip(ours, theirs, means, strict=True):
         torch.testing.assert_close(mine, other - mean, rtol=1e-5, atol=1e-5)

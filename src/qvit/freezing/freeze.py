@@ -152,19 +152,27 @@ def _head(emitter: Emitter, features: str, head: nn.Module) -> str:
 def _tokens(emitter: Emitter, model: VisionTransformer, patches: str) -> str:
     """Prefix tokens and position embedding, both as constants."""
     count, width = emitter.shape(patches)
-    prefix = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-    present = [token[0] for token in prefix if token is not None]
-    tokens = torch.cat(present) if present else torch.zeros(0, width)
-    position = torch.zeros(count, width) if model.pos_embed is None else model.pos_embed[0]
-    if len(position) > count:  # the embedding has entries for the prefix as well
-        tokens, position = tokens + position[: len(tokens)], position[len(tokens) :]
+    prefix, position = prefix_and_position(model, count)
     op = p.Tokens(
         patches,
         "tokens",
-        emitter.constant("tokens.prefix", tokens),
+        emitter.constant("tokens.prefix", prefix),
         emitter.constant("tokens.position", position),
     )
-    return emitter.emit(op, (len(tokens) + count, width))
+    return emitter.emit(op, (len(prefix) + count, width))
+
+
+def prefix_and_position(model: nn.Module, count: int) -> tuple[Tensor, Tensor]:
+    """Of a ViT of `count` patches: constant rows (P, C) with their position embedding added, and that of the patches (N, C)."""
+    weight: Tensor = model.patch_embed.proj.weight  # type: ignore[union-attr, assignment]
+    nothing = weight.new_zeros(count, len(weight))
+    tokens = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    present = [token[0] for token in tokens if token is not None]
+    prefix = torch.cat(present) if present else nothing[:0]
+    position: Tensor = nothing if model.pos_embed is None else model.pos_embed[0]  # type: ignore[index]
+    if len(position) > count:  # the embedding has entries for the prefix as well
+        prefix, position = prefix + position[: len(prefix)], position[len(prefix) :]
+    return prefix, position
 
 
 def freeze_swin(emitter: Emitter, model: SwinTransformer) -> str:

@@ -36,6 +36,12 @@ class HeadQuantizers:
     attention: Quantizer
 
 
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., N, 3 H d), the output of a fused qkv layer -> q, k, v, each (..., H, N, d)"""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).movedim(-3, 0).transpose(-3, -2).unbind(0)
+    return q, k, v
+
+
 class _QuantAttention(nn.Module):
     """What ViT and Swin attention share: the two quantized products."""
 
@@ -53,11 +59,9 @@ class _QuantAttention(nn.Module):
         self.head_dim = qkv.out_features // (3 * self.num_heads)
         self.train(source.training)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, C) -> q, k, v, each (B, H, N, d)"""
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return split_heads(self.qkv(x), self.num_heads)
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         return (self.q_quantizer(q) @ self.k_quantizer(k).transpose(-2, -1)) * self.scale

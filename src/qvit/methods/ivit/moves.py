@@ -1,4 +1,7 @@
-"""Moving the elements of a tensor about: patches, heads, windows. The same for floats and for codes, and exact for both."""
+"""Moving the elements of a tensor about: patches, heads, windows. The same for floats and for codes, and exact for both.
+
+Heads are cut by `network.attention.split_heads`, as everywhere.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,6 @@ def cut_patches(image: Tensor, patch: int, as_grid: bool) -> Tensor:
     cut = image[:, :, : rows * patch, : cols * patch].reshape(batch, channels, rows, patch, cols, patch)
     grid = cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows, cols, channels * patch * patch)
     return grid if as_grid else grid.flatten(1, 2)
-
-
-def cut_heads(x: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """(..., N, 3 H d) -> q, k, v, each (..., H, N, d)"""
-    return x.unflatten(-1, (3, heads, -1)).movedim(-3, 0).transpose(-3, -2).unbind(0)
 
 
 def join_heads(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTran
 from timm.models.vision_transformer import Block, LayerScale, VisionTransformer
 from torch import Tensor, nn
 
+from ...freezing.freeze import prefix_and_position
 from ...quantizers.quantizer import UncalibratedError
 from .arithmetic import Arithmetic, Factor, Pair, T
 from .layers import EDGE_BITS, SHIFT_BITS, SIGMOID, STREAM_BITS, Grid, LayerNorm, Linear
@@ -283,20 +284,9 @@ class IntegerViT(IntegerTransformer):
             self.head_dist = _head(source.head_dist)
             self.logits = Grid(STREAM_BITS)
 
-    def prefix_and_position(self) -> tuple[Tensor, Tensor]:
-        """Constant rows (P, C) with their position embedding added, and the position (N, C) of the patches."""
-        count, width = self.patch_embed.count, len(self.patch_embed.proj.weight)
-        nothing = self.patch_embed.proj.weight.new_zeros(count, width)
-        position = nothing if self.pos_embed is None else self.pos_embed[0]
-        tokens = [token[0] for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None]
-        prefix = torch.cat(tokens) if tokens else nothing[:0]
-        if len(position) > count:  # the embedding has entries for the prefix as well
-            prefix, position = prefix + position[: len(prefix)], position[len(prefix) :]
-        return prefix, position
-
     def run(self, ops: Arithmetic[T], image: T) -> T:
         x = self.patch_embed.run(ops, image, as_grid=False)
-        x = ops.tokens(x, *self.prefix_and_position(), self.tokens)
+        x = ops.tokens(x, *prefix_and_position(self, self.patch_embed.count), self.tokens)
         if self.norm_pre is not None:
             x = ops.layer_norm(x, self.norm_pre)
         for block in self.blocks:

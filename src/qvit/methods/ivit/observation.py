@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...calibration.least_squares import least_squares
 from ...calibration.observers import Histogram
+from ...network.attention import split_heads
 from . import moves
 from .arithmetic import Factor, Pair
 from .layers import STREAM_BITS, Grid, LayerNorm, Linear
@@ -53,7 +54,7 @@ class Observation:
         return self.see(x, grid)
 
     def split_heads(self, x: Tensor, grids: tuple[Grid, Grid, Grid], heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (self.see(part, grid) for part, grid in zip(moves.cut_heads(x, heads), grids, strict=True))
+        q, k, v = (self.see(part, grid) for part, grid in zip(split_heads(x, heads), grids, strict=True))
         return q, k, v
 
     def query_key(self, q: Tensor, k: Tensor, grid: Grid, factor: float) -> Tensor:

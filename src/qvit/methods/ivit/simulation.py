@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...network.attention import split_heads
 from ...quantizers.ste import round_ste
 from . import integers, moves
 from .arithmetic import Factor, Pair
@@ -146,7 +147,7 @@ class Simulation:
         each = scales.repeat_interleave(x.codes.shape[-1] // 3)
         exact, term = rescaled(x, 1.0, each)
         codes = onto(grids[0], exact, lambda: [term]).codes  # the three have equal bits
-        q, k, v = (Codes(*pair) for pair in zip(moves.cut_heads(codes, heads), scales, strict=True))
+        q, k, v = (Codes(*pair) for pair in zip(split_heads(codes, heads), scales, strict=True))
         return q, k, v
 
     def query_key(self, q: Codes, k: Codes, grid: Grid, factor: float) -> Codes:

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from ...calibration.calibrate import Images, calibration_images, check_finite, fit_all, float_forward
-from ...network.attention import QuantAttention, QuantWindowAttention
+from ...network.attention import QuantAttention, QuantWindowAttention, split_heads
 from ...network.convert import quantize as quantize_spec
 from ...network.placement import FOLDED, Placement
 from ...network.placement import placement as placement_of_quantizers
 from ...network.rectify import RectifiedLinear
 from ...network.support import UnsupportedModelError
 from ...spec import FixedBits, PerChannel, PerHead, Spec, check_bits
-from .guide import IRMGuide, heads_of
+from .guide import IRMGuide
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _head_sums(
     sums: dict[RectifiedLinear, Sums] = {}
 
     def add(layer: RectifiedLinear, qkv: Tensor) -> None:
-        flat = torch.stack(heads_of(qkv, rectified[layer])).double().transpose(1, 2).flatten(2)  # (2, H, B N d)
+        flat = torch.stack(split_heads(qkv, rectified[layer])[:2]).double().transpose(1, 2).flatten(2)  # (2, H, B N d)
         found = (flat.shape[-1], flat.sum(-1).flatten(), flat.square().sum(-1).flatten())
         before = sums.get(layer)
         sums[layer] = found if before is None else (before[0] + found[0], before[1] + found[1], before[2] + found[2])

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...network.attention import QuantAttention, QuantWindowAttention
+from ...network.attention import QuantAttention, QuantWindowAttention, split_heads
 from ...network.rectify import RectifiedLinear, Rectifier
 from ...system.processes import mean_over_processes
 
@@ -44,15 +44,9 @@ def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.linalg.vector_norm(apart, dim=(-2, -1)).sum(-1).mean()  # its gradient at 0 is 0
 
 
-def heads_of(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """(B, N, 3 H d) -> q and k, (B, H, N, d) each"""
-    split = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return split[0], split[1]
-
-
 def head_statistics(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """(B, N, 3 H d) -> mean and variance of q and k, (2 H,) each, over images, tokens and channels of a head."""
-    flat = torch.stack(heads_of(qkv, heads)).float().transpose(1, 2).flatten(2)  # (2, H, B N d)
+    flat = torch.stack(split_heads(qkv, heads)[:2]).float().transpose(1, 2).flatten(2)  # (2, H, B N d)
     return flat.mean(-1).flatten(), flat.var(-1, correction=0).flatten()
 
 
@@ -98,7 +92,7 @@ class IRMGuide:
 
     def _keeps(self, store: dict[str, tuple[Tensor, Tensor]], name: str, heads: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            store[name] = heads_of(output, heads)
+            store[name] = split_heads(output, heads)[:2]
 
         return hook
 
