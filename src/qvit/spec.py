@@ -3,6 +3,7 @@
     Spec(weights=LearnedBits(2, 8), activations=LearnedBits(2, 8), heads=PerHead())      Q-ViT: head-wise learned bits
     Spec(weights=LearnedBits(2, 8), activations=LearnedBits(2, 8), heads=PerTensor())    layer-wise learned bits
     Spec(weights=FixedBits(3), activations=FixedBits(3))                                 uniform LSQ
+    Spec(..., hidden_groups=4)                                                           bits for parts of an MLP, too
     Spec(..., scale=SingleScale())                                                       ablation: no switchable scale
     Spec(..., scale=SharedScale())                                                       the bank of the authors' code
 
@@ -127,6 +128,8 @@ class Spec:
                      a time, since its two products have no float form inside an integer one
     weight_grid      whether 2-bit weights have a zero level
     weight_gradient  whether weights outside the range of their grid learn
+    hidden_groups    into how many groups of equal size the hidden units of an MLP are divided, those that matter most first
+                     (`network.hidden`); a group has bits of its own. 1: they all share them, as published
     """
 
     weights: Bits = LearnedBits()
@@ -139,12 +142,15 @@ class Spec:
     keep_float: tuple[str, ...] = ()
     weight_grid: WeightGrid = MidTread()
     weight_gradient: WeightGradient = ClippedGradient()
+    hidden_groups: int = 1
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             given = getattr(self, name)
             if not isinstance(given, allowed):
                 raise ValueError(f"Spec.{name} is {given}; allowed: {', '.join(cls.__name__ for cls in allowed)}")
+        if not isinstance(self.hidden_groups, int) or self.hidden_groups < 1:
+            raise ValueError(f"Spec.hidden_groups is {self.hidden_groups}; it must be a whole number of at least 1")
         if not isinstance(self.keep_float, tuple) or not all(isinstance(item, str) for item in self.keep_float):
             raise ValueError(
                 f"Spec.keep_float is {self.keep_float!r}; it must be a tuple of patterns, such as ('head',)"

@@ -260,6 +260,7 @@ def test_slots_of_banks_are_those_of_the_quantizers(make: Callable[[], nn.Module
         ("blocks.3.attn.v", 0, 1, Place("3", "attn.v", None)),
         ("blocks.3.attn.qkv.input", 0, 1, Place("3", "attn.qkv.input", None)),
         ("blocks.11.mlp.fc1.weight", 0, 1, Place("11", "mlp.fc1.weight", None)),
+        ("blocks.3.mlp.fc2.input", 1, 4, Place("3", "mlp.fc2.input, part 2", None)),
         ("layers.1.downsample.reduction.input", 0, 1, Place("layers.1.downsample", "input", None)),
         ("patch_embed.proj.weight", 0, 1, Place("patch_embed", "weight", None)),
     ],

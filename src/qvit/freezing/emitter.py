@@ -95,7 +95,7 @@ class Emitter:
             raise FreezeError(
                 f"{self.names[layer]} was kept float; a Program has integer products only: quantize it, at 8 bits if need be"
             )
-        return self.linear(self.quantize(source, layer.input_quantizer), layer)
+        return self.linear(self.quantize(source, layer.input_quantizer, len(self.shape(source)) - 1), layer)
 
     def layer_norm(self, source: str, norm: nn.Module) -> str:
         """LayerNorm, or nothing for an Identity."""

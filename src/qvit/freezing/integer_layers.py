@@ -65,13 +65,14 @@ def integer_weight(layer: QuantLinear | QuantConv2d) -> p.Weight:
 
 
 def folded_bias(layer: QuantLinear | QuantConv2d, weight: p.Weight) -> np.ndarray:
-    """Bias plus the contribution of the input's offset, float32 (out,)."""
-    out_features = weight.codes.shape[0]
-    bias = np.zeros(out_features) if layer.bias is None else as_numpy(layer.bias).astype(np.float64)
+    """Bias plus the contribution of the input's offsets, one per group of columns, float32 (out,)."""
+    rows = len(weight.codes)
+    bias = np.zeros(rows) if layer.bias is None else as_numpy(layer.bias).astype(np.float64)
     offset = activation_grid(layer.input_quantizer).offset
     if offset.any():
-        sums = weight.codes.sum(1, dtype=np.int64) * np.repeat(
-            weight.scale[:, 0].astype(np.float64), out_features // weight.scale.shape[0]
-        )
-        bias = bias + float(offset[0]) * sums
+        groups, scales = len(offset), weight.scale.astype(np.float64)
+        blocks = max(groups, scales.shape[1])  # columns that have one offset and one weight scale
+        for block, codes in enumerate(np.split(weight.codes, blocks, axis=1)):
+            scale = np.repeat(scales[:, block * scales.shape[1] // blocks], rows // len(scales))
+            bias = bias + float(offset[block * groups // blocks]) * (codes.sum(1, dtype=np.int64) * scale)
     return bias.astype(np.float32)

@@ -8,8 +8,8 @@ public checkpoints load into it. Where the quantizers sit (arXiv 2201.07703, fig
     attn q, k, v         signed, per head
     attn attention       softmax output, unsigned, per head
     attn.proj            attention output signed, per head; weight H column groups: the heads are its inputs
-    mlp.fc1              LayerNorm output signed; weight
-    mlp.fc2              GELU output unsigned with offset; weight
+    mlp.fc1              LayerNorm output signed; weight, in row groups of hidden units where the spec divides them (`hidden`)
+    mlp.fc2              GELU output unsigned with offset, in the same groups; weight
     downsample.reduction LayerNorm output signed; weight               (Swin)
     head, head_dist      final features signed; weight                 edge bits
 
@@ -33,6 +33,7 @@ from ..quantizers.midrise import MidRiseQuantizer
 from ..quantizers.quantizer import Quantizer
 from ..spec import Bits, MidRise, PassThroughGradient, PerChannel, PerHead, Spec
 from .attention import HeadQuantizers, QuantAttention, QuantWindowAttention
+from .hidden import sort_hidden
 from .layers import QuantConv2d, QuantLinear
 from .placement import format_placement, placement
 from .support import check_supported
@@ -60,8 +61,7 @@ def quantize(model: nn.Module, spec: Spec | None = None, *, quiet: bool = False)
             case Attention() | WindowAttention():
                 builder.attention(result, name, module)
             case Mlp():
-                builder.linear(module, f"{name}.fc1", spec.weights, spec.activations)
-                builder.linear(module, f"{name}.fc2", spec.weights, spec.activations, after_gelu=True)
+                builder.mlp(result, name, module)
             case PatchEmbed():
                 builder.patch_embed(module, f"{name}.proj")
             case PatchMerging():
@@ -174,13 +174,31 @@ class _Builder:
             pass_through=passes,
         )
 
-    def linear(self, parent: nn.Module, name: str, weights: Bits, inputs: Bits, *, after_gelu: bool = False) -> None:
+    def linear(self, parent: nn.Module, name: str, weights: Bits, inputs: Bits) -> None:
         """Swap parent's Linear called like the last part of `name`; Identity (no head) is left."""
         attribute = name.rpartition(".")[2]
         layer = getattr(parent, attribute)
         if isinstance(layer, nn.Identity) or self._kept(name):
             return
-        setattr(parent, attribute, self._quant_linear(layer, name, weights, inputs, 1, 0, 1, after_gelu=after_gelu))
+        setattr(parent, attribute, self._quant_linear(layer, name, weights, inputs, 1, 0, 1))
+
+    def mlp(self, model: nn.Module, name: str, module: Mlp) -> None:
+        """Swap the two layers of an MLP, hidden units in groups."""
+        groups, (fc1, fc2) = self.spec.hidden_groups, (f"{name}.fc1", f"{name}.fc2")
+        assert isinstance(module.fc1, nn.Linear)  # `support`
+        assert isinstance(module.fc2, nn.Linear)
+        if module.fc2.in_features % groups:
+            raise ValueError(
+                f"{name} has {module.fc2.in_features} hidden units, which do not divide into {groups} groups; give "
+                "Spec.hidden_groups a divisor of that"
+            )
+        if groups > 1:
+            sort_hidden(module.fc1, module.fc2, model.get_submodule(f"{name.rpartition('.')[0]}.norm2"))
+        weights, activations = self.spec.weights, self.spec.activations
+        if not self._kept(fc1):
+            module.fc1 = self._quant_linear(module.fc1, fc1, weights, activations, groups, 0, 1)
+        if not self._kept(fc2):
+            module.fc2 = self._quant_linear(module.fc2, fc2, weights, activations, 1, 0, groups, after_gelu=True)
 
     def _quant_linear(
         self,

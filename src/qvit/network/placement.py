@@ -9,6 +9,7 @@ product is done on codes alone and its result multiplied by one number per outpu
     q, k, v, attention map per head                                 the products of heads are separate anyway
     input with one scale                                            the same number for all outputs
     input with an offset                                            offset times row sums of W goes into the bias
+    weight of fc1, input of fc2 per group of hidden units           output rows; partial sums
 
 One row per kind of float operation follows, so that nothing is float without being said, and one per operation that a
 program does not have, because it goes into the numbers of another (FOLDED).
@@ -80,11 +81,11 @@ def _granularity(name: str, quantizer: Quantizer) -> tuple[str, str]:
             return bits, f"one factor per partial sum, {groups} of them"
         return bits, "one factor per output"
     if part == "input":
-        if quantizer.offset is not None:
-            return "per tensor", "one factor; the offset goes into the bias"
+        owner = "group of hidden units" if ".fc2." in name else "head"
+        kind, reason = "per tensor", "one factor"
         if groups > 1:
-            return f"per head ({groups})", f"one factor per partial sum, {groups} of them"
-        return "per tensor", "one factor"
+            kind, reason = f"per {owner} ({groups})", f"one factor per partial sum, {groups} of them"
+        return kind, reason if quantizer.offset is None else f"{reason}; the offset goes into the bias"
     return (
         f"per head ({groups})" if groups > 1 else "per tensor"
     ), "one factor per head" if groups > 1 else "one factor"
@@ -95,6 +96,8 @@ def _weight_groups(name: str, groups: int, axis: int) -> str:
         return "per tensor"
     if ".qkv." in f".{name}":
         return f"per head, rows (q, k, v x {groups // 3})" if groups > 3 else "per q, k, v, rows"
+    if ".fc1." in name:
+        return f"per group of hidden units, rows ({groups})"
     return f"per head, {'columns' if axis else 'rows'} ({groups})"
 
 

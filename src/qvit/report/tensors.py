@@ -3,6 +3,7 @@
     blocks.3.attn.qkv.weight, group 4 of 9           layer 3     k weight        head 1
     layers.1.blocks.0.attn.v, group 2 of 6           layer 1.0   v               head 2
     blocks.3.mlp.fc1.input                           layer 3     mlp.fc1.input   no head
+    blocks.3.mlp.fc2.input, group 2 of 4             layer 3     mlp.fc2.input, part 2   no head
     blocks.3.norm1.input, channel 7 of 96            layer 3     norm1.input     no head
     patch_embed.proj.weight                          patch_embed   weight        no head
 
@@ -51,6 +52,8 @@ def place_of(tensor: str, group: int, groups: int) -> Place:
         return Place(layer, f"attn.{'qkv'[3 * group // groups]}", None)
     if name not in ROLES:  # a method's own buffer
         return Place(layer, name, group if name.startswith("attn.") else None)
+    if name.startswith("mlp."):  # groups of hidden units, or the two regions of TSPTQ-ViT
+        return Place(layer, f"{name}, part {group + 1}", None)
     site = Site(tensor, group)
     return Place(layer, component_of(site, groups), head_of(site, groups))
 
