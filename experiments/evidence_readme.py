@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evidence_found import Found, best_control, best_uniform, common_seeds, compared, gap_closed, of_budget, read_rows
 from evidence_report import Latency, figure_of, milliseconds, read_latency
-from evidence_rows import BUDGETS, DEIT, HEADS, SWIN
+from evidence_rows import BUDGETS, DEIT, HEADS, HIDDEN, SWIN
 from evidence_statistics import Difference
 
 BEGIN = "<!-- evidence: written by python experiments/evidence.py --tables -->"
@@ -14,13 +14,16 @@ END = "<!-- end of evidence -->"
 WORDS = """`python experiments/evidence.py`: CIFAR-10, every row trained on 450,000 images (10 epochs of 45,000) from the same float weights, no
 teacher; top-1 of the frozen programs on 5,000 images set aside from the training set, mean over the seeds that float, uniform and learned
 share; paired differences with 95 % intervals. Uniform is LSQ as published; learned also has scales per channel and, at 2 bits, a grid without zero
-and a gradient for clipped weights, chosen on seed 0. Fixed bits with the same grids are the control. All rows, what is missing,
+and a gradient for clipped weights, chosen on seed 0, and so are hidden groups (`quantize.hidden_groups = 8`). Fixed bits with the same grids are the control. All rows, what is missing,
 convergence: [docs/evidence.md](docs/evidence.md).
 """
 COLUMNS = (
-    *("at the GBitOPs of uniform", "seeds", "float, fine-tuned %", "uniform LSQ %", "head-wise learned %"),
+    *("at the GBitOPs of uniform", "bits learned of", "seeds", "float, fine-tuned %", "uniform LSQ %", "learned %"),
     *("learned minus uniform", "of the gap to float", "learned minus control", "`.qvit` KiB", "ms (x eager)"),
 )
+
+
+WHOSE = {HEADS: "heads", HIDDEN: "heads and hidden groups"}
 
 
 def write_readme(kept: Path, readme: Path) -> None:
@@ -45,7 +48,13 @@ def block(kept: Path) -> str:
     for model in (DEIT, SWIN):
         floats = of_budget(found, model, "float")
         rows = {budget: of_budget(found, model, budget) for budget in BUDGETS}
-        lines += [_line(f"{budget}, {model}", rows[budget], floats, latency) for budget in BUDGETS if rows[budget]]
+        lines += [
+            _line((f"{budget}, {model}", whose), learned, rows[budget], floats, latency)
+            for budget in BUDGETS
+            for title, whose in WHOSE.items()
+            for learned in rows[budget]
+            if learned.row.title == title
+        ]
         if any(rows.values()):
             pictures.append(f"![{model}: top-1 against GBitOPs](docs/{figure_of(model)})")
     if not lines:
@@ -54,23 +63,23 @@ def block(kept: Path) -> str:
     return "\n".join([WORDS, head, *lines, "", *pictures, ""])
 
 
-def _line(title: str, rows: list[Found], floats: list[Found], latency: Latency) -> str:
-    """The line of a budget."""
-    uniform, learned = best_uniform(rows), next((f for f in rows if f.row.title == HEADS), None)
+def _line(titles: tuple[str, str], learned: Found, rows: list[Found], floats: list[Found], latency: Latency) -> str:
+    """The line of a row of a budget with learned bits."""
+    uniform = best_uniform(rows)
     reference = floats[0] if floats else None
     gain, control = compared(learned, uniform), best_control(rows)
     closed = gap_closed(reference, uniform, learned)
     seeds = common_seeds(reference, uniform, learned)
-    first = next(iter(learned.results.values())) if learned else None
+    first = next(iter(learned.results.values()))
     cells = (
-        title,
+        *titles,
         str(len(seeds)),
         *(f"{100 * f.outcomes(seeds).mean():.2f}" if f and seeds else "" for f in (reference, uniform, learned)),
         _difference(gain),
         "" if closed is None else f"{closed:.0f} %",
         f"{_difference(worth)} ({control.row.title})" if control and (worth := compared(learned, control)) else "",
-        f"{first['artifact_kib']:.0f}" if first else "",
-        milliseconds(learned.row.name, latency) if learned else "",
+        f"{first['artifact_kib']:.0f}",
+        milliseconds(learned.row.name, latency),
     )
     return "| " + " | ".join(cells) + " |"
 

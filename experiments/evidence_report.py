@@ -17,11 +17,12 @@ from evidence_found import (
     of_budget,
     read_rows,
 )
-from evidence_rows import BUDGETS, DEIT, DISTILLED, HEADS, SWIN, UNIFORM
+from evidence_rows import BUDGETS, DEIT, DISTILLED, HEADS, HIDDEN, SWIN, UNIFORM
 from evidence_tradeoff import draw_tradeoff
 from evidence_trajectories import section
 
 LATENCY = "latency.json"
+LEARNED = {HEADS: "Head-wise learned bits", HIDDEN: "Learned bits of heads and hidden groups"}
 ALLOWED = 0.1  # points between the top-1 of the engine and of the interpreter
 HEADER = """# Evidence: learned bits against uniform bits
 
@@ -36,7 +37,8 @@ includes zero. Cross entropy, of the same images, is a second measure, which mov
 *Float, fine-tuned* is the same start trained on like the rows. *Uniform LSQ* is LSQ as published. *Learned* rows learn bits and besides
 have scales per channel, 2-bit weights on a grid without zero, a gradient for clipped weights, bits that are final after 5 % of the steps and weights
 whose errors count a tenth when bits are given away. These five were chosen on seed 0 of the same 5,000 images ([log](../experiments/LOG.md)).
-*Same grids* rows are controls: the scales, grids and gradient of the learned rows, and fixed bits. What learned bits gain on a
+*Hidden groups* are this project's: the hidden units of an MLP in eight groups that learn their bits as heads do (`qvit.network.hidden`), also
+chosen on seed 0. *Same grids* rows are controls: the scales, grids and gradient of the learned rows, and fixed bits. What learned bits gain on a
 control is what learning the bits is worth.
 """
 FIGURE = """![{model}: top-1 against GBitOPs]({name})
@@ -135,13 +137,18 @@ def milliseconds(row: str, latency: Latency) -> str:
 
 
 def verdict(rows: list[Found], floats: list[Found]) -> Iterator[str]:
-    """In words: what was gained, what share of the gap to float that is, and whether it is shown."""
-    baseline, learned = best_uniform(rows), next((f for f in rows if f.row.title == HEADS), None)
+    """In words: what was gained, what share of the gap to float that is, and whether it is shown; of each kind of learned bits."""
+    for title, words in LEARNED.items():
+        yield from _verdict(rows, floats, title, words)
+
+
+def _verdict(rows: list[Found], floats: list[Found], title: str, words: str) -> Iterator[str]:
+    baseline, learned = best_uniform(rows), next((f for f in rows if f.row.title == title), None)
     gain = compared(learned, baseline)
     if baseline is None or gain is None:
         return
     name = "uniform bits" if baseline.row.title == UNIFORM else baseline.row.title
-    text = f"Head-wise learned bits minus {name}: {gain}, {'shown' if gain.is_shown else 'not shown'}."
+    text = f"{words} minus {name}: {gain}, {'shown' if gain.is_shown else 'not shown'}."
     reference = floats[0] if floats else None
     gap, closed = compared(reference, baseline), gap_closed(reference, baseline, learned)
     if gap is not None:

@@ -82,6 +82,9 @@ DISTILLED = "micro DeiT, distilled"
 """A table of its own: the float weights that rows start from teach them, which moves all of them."""
 BUDGETS = ("3 bits", "W2A3", "4 bits")
 UNIFORM, LAYERS, HEADS = "uniform LSQ", "learned, layer-wise", "learned, head-wise"
+HIDDEN = "learned, head-wise and hidden groups"
+HIDDEN_GROUPS = "quantize.hidden_groups=8"
+"""Hidden units of an MLP in eight groups that learn their bits as heads do (`qvit.network.hidden`)."""
 
 
 def _without(name: str, part: str, ablation: str, *settings: str) -> Row:
@@ -99,10 +102,12 @@ ROWS = (
         (*TWO_BITS, 'quantize.weights={kind="FixedBits",bits=2}'),
         control=True,
     ),
-    Row("uniform_w2a3", DEIT, "W2A3", "uniform W2A3", "uniform_w2a3"),
+    Row("uniform_w2a3", DEIT, "W2A3", "uniform W2A3", "uniform_w2a3", seeds=5),
     Row("same_grids_w2a3", DEIT, "W2A3", "W2A3, same grids", "uniform_w2a3", TWO_BITS, control=True),
     Row("uniform_w3a2", DEIT, "W2A3", "uniform W3A2", "uniform_w3a2"),
     Row("headwise_w2a3", DEIT, "W2A3", HEADS, "headwise_w2a3"),
+    Row("hidden_w2a3", DEIT, "W2A3", HIDDEN, "headwise_w2a3", (HIDDEN_GROUPS,), seeds=5),
+    Row("hidden_3bit", DEIT, "3 bits", HIDDEN, "headwise_3bit", (HIDDEN_GROUPS,)),
     Row("swin_uniform_w3a3", SWIN, "3 bits", UNIFORM, "swin_uniform_w3a3"),
     Row("swin_headwise_3bit", SWIN, "3 bits", HEADS, "swin_headwise_3bit"),
     Row("uniform_w4a4", DEIT, "4 bits", UNIFORM, "uniform_w4a4"),

@@ -48,7 +48,7 @@ def path(points: Sequence[tuple[float, float]], classes: str) -> str:
 
 
 def mark(x: float, y: float, kind: int, size: float) -> str:
-    """A filled square, triangle, circle or diamond (kinds 0 to 3) in the colour of the kind; `size` is half its height."""
+    """A filled square, triangle, circle, diamond or triangle on its tip (kinds 0 to 4) in the colour of the kind; `size` is half its height."""
     match kind:
         case 0:
             side = number(2 * size)
@@ -57,8 +57,10 @@ def mark(x: float, y: float, kind: int, size: float) -> str:
             return _polygon(kind, (x, y - size), (x + size, y + size), (x - size, y + size))
         case 2:
             return f'<circle class="f2" cx="{number(x)}" cy="{number(y)}" r="{number(size)}"/>'
-        case _:
+        case 3:
             return _polygon(kind, (x, y - size), (x + size, y), (x, y + size), (x - size, y))
+        case _:
+            return _polygon(kind, (x, y + size), (x + size, y - size), (x - size, y - size))
 
 
 def _polygon(kind: int, *corners: tuple[float, float]) -> str:

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from evidence_found import Found, of_budget
-from evidence_rows import BUDGETS, HEADS, LAYERS, UNIFORM
+from evidence_rows import BUDGETS, HEADS, HIDDEN, LAYERS, UNIFORM
 from evidence_statistics import interval_over_seeds
 from evidence_svg import Panel, figure, legend, mark, path, text
 
 WIDTH, HEIGHT = 640, 360
 BESIDE = 36  # pixels between the rows of one budget
 CONTROL = "fixed bits, same grids"
-MARKS = {UNIFORM: 0, CONTROL: 3, LAYERS: 1, HEADS: 2}
+MARKS = {UNIFORM: 0, CONTROL: 3, LAYERS: 1, HEADS: 2, HIDDEN: 4}
 
 
 def draw_tradeoff(model: str, found: Sequence[Found], out: Path) -> bool:

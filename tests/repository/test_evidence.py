@@ -91,8 +91,10 @@ def test_a_loss_is_called_a_loss(tmp_path: Path) -> None:
     write_result(tmp_path, "uniform_w3a3_s0", first(80), 0.45)
     write_result(tmp_path, "headwise_3bit_s0", first(70), 0.45)
     write_result(tmp_path, "no_refill_s0", first(65), 0.45)
+    write_result(tmp_path, "hidden_3bit_s0", first(90), 0.45)
     text = page(tmp_path)
     assert "Head-wise learned bits minus uniform bits: -10.00 ±" in text
+    assert "Learned bits of heads and hidden groups minus uniform bits: +10.00 ±" in text
     assert "(images), not shown." in text  # by one seed
     assert "| the lock only lowers bits | 1 | 65.00 | -5.00 ±" in text
 
@@ -225,16 +227,18 @@ def test_the_block_of_the_readme(tmp_path: Path) -> None:
     (tmp_path / "latency.json").write_text(json.dumps(latency(headwise_3bit=(0.5, 3.8, 77.0))))
     write_readme(tmp_path, readme)
     text = readme.read_text()
-    assert (
-        "| 3 bits, micro DeiT | 1 | 80.00 | 70.00 | 75.00 | +5.00 ± 1.35 (images), not shown | 50 % |  | 300 | 0.50 (3.80) |"
-        in text
-    )
+    line = "| 3 bits, micro DeiT | heads | 1 | 80.00 | 70.00 | 75.00 | +5.00 ± 1.35 (images), not shown | 50 % |  | 300 | 0.50 (3.80) |"
+    assert line in text
     assert text.startswith(f"before\n{BEGIN}\n\n`python")
     assert text.endswith(f"\n{END}\nafter\n")
     assert "old" not in text
     assert "No row" not in text
     write_readme(tmp_path, readme)
     assert readme.read_text() == text
+    write_result(tmp_path, "hidden_3bit_s0", first(77), 0.45)
+    write_readme(tmp_path, readme)
+    both = "| 3 bits, micro DeiT | heads and hidden groups | 1 | 80.00 | 70.00 | 77.00 | +7.00 ± 1.58 (images), not shown | 70 % |  | 300 |  |"
+    assert f"{line}\n{both}\n" in readme.read_text()
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
