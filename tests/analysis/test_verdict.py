@@ -117,7 +117,7 @@ def allocation(widths: list[int], budget: float) -> dict[str, Any]:
 
 def test_an_allocation_in_words() -> None:
     assert verdict(allocation([4, 3], 0.45))[-1] == (
-        "allocation under 0.4500 GBitOPs (0.4400 spent), mean bits: attention map 3.5, GELU output 2.0, q weight 2.0, "
+        "allocation under 0.45 GBitOPs (0.44 spent), mean bits: attention map 3.5, GELU output 2.0, q weight 2.0, "
         "k weight 2.0, v weight 2.0"
     )
     assert verdict(allocation([2, 2], 9.0))[-1] == (

@@ -58,7 +58,7 @@ def test_fixed_and_locked_bits_do_not_move_the_range() -> None:
 def test_impossible_budget_says_what_is_possible() -> None:
     model = quantize(vit(), Spec(edge=FixedBits(8)))
     least, most = reachable(model, Budget(kib=1.0))
-    text = f"a budget of 0.5 kib cannot be met: .* costs {least:.4f}, with the largest {most:.4f}; give a budget in"
+    text = f"a budget of 0.5 kib cannot be met: .* costs {least:.6g}, with the largest {most:.6g}; give a budget in"
     with pytest.raises(BudgetError, match=text):
         check_reachable(model, Budget(kib=0.5))
     check_reachable(model, Budget(kib=least))

@@ -117,7 +117,7 @@ def test_lowering_takes_what_is_least_missed() -> None:
 def test_an_impossible_budget() -> None:
     model, sensitivity = drawn(0)
     least, _ = reachable(model, Budget(gbitops=1.0))
-    text = f"the smallest allowed bits cost {least:.4f} gbitops, over {least * 0.9:.4f}"
+    text = f"the smallest allowed bits cost {least:.6g} gbitops, over {least * 0.9:.6g}"
     with pytest.raises(BudgetError, match=text):
         lock(model, sensitivity, Budget(gbitops=least * 0.9))
 

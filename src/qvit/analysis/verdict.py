@@ -129,7 +129,7 @@ def keep(alone: list[Row], company: list[Row]) -> str:
 
 def _allocation(allocation: dict[str, Any]) -> str:
     """Mean bits of every component, or that the budget does not bind."""
-    spent, budget = f"{allocation['gbitops']:.4f}", f"{allocation['budget_gbitops']:.4f} GBitOPs"
+    spent, budget = f"{allocation['gbitops']:.6g}", f"{allocation['budget_gbitops']:.6g} GBitOPs"
     bits = {
         Site(tensor, group): (width, len(widths))
         for tensor, widths in allocation["bits"].items()

@@ -171,7 +171,7 @@ def check_reachable(model: nn.Module, budget: Budget) -> None:
     Also when the budget is in milliseconds, lies under the cost of the largest bits, and bits do not change the time.
     """
     least, most = reachable(model, budget)
-    ends = f"with the smallest allowed bits the model costs {least:.4f}, with the largest {most:.4f}"
+    ends = f"with the smallest allowed bits the model costs {least:.6g}, with the largest {most:.6g}"
     if budget.caveat and budget.limit < most:
         raise BudgetError(
             f"a budget of {budget.limit:g} {budget.unit} cannot be met by choosing bits: {budget.caveat}; {ends}; "

@@ -111,7 +111,7 @@ class _State:
             saving = moves.price < 0
             if not bool((saving & moves.allowed).any()):
                 raise BudgetError(
-                    f"the smallest allowed bits cost {self.spent():.4f} {self.budget.unit}, over {self.budget.limit:.4f}"
+                    f"the smallest allowed bits cost {self.spent():.6g} {self.budget.unit}, over {self.budget.limit:.6g}"
                 )
             self.flat[moves.best(saving)] -= 1
 

@@ -73,7 +73,7 @@ def lines_of(found: Plan, out: Path) -> Iterator[str]:
         yield f"{found.devices} devices, each as fast as this one: taken to lose no time between them"
     if found.budget is not None and found.reach is not None:
         least, most = found.reach
-        yield f"budget {found.budget.limit:g} {found.budget.unit}; the bits can cost {least:.4f} to {most:.4f}"
+        yield f"budget {found.budget.limit:g} {found.budget.unit}; the bits can cost {least:.6g} to {most:.6g}"
     for row in found.rows:
         yield ""
         yield from _lines_of_row(row, out)

@@ -109,7 +109,7 @@ def _dry(whole: Recipe, recipe: Recipe, steps: int) -> Iterator[str]:
         guide = method.guide(model, recipe.quantize, context.model)
         if budget is not None:
             least, most = reachable(model, budget)
-            reach = f"budget: {budget.limit:g} {budget.unit}; this model reaches {least:.4f} to {most:.4f}"
+            reach = f"budget: {budget.limit:g} {budget.unit}; this model reaches {least:.6g} to {most:.6g}"
             yield f"{reach}; {budget.caveat}" if budget.caveat else reach
     if recipe.fit.epochs:
         yield _two_steps(context, model, recipe.fit, steps, budget, guide, bool(recipe.init_bits))
