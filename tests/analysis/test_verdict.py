@@ -121,7 +121,7 @@ def test_an_allocation_in_words() -> None:
         "k weight 2.0, v weight 2.0"
     )
     assert verdict(allocation([2, 2], 9.0))[-1] == (
-        "allocation under 9.0000 GBitOPs: 2 bits everywhere cost 0.4400; analyse more bits to make use of it"
+        "allocation under 9 GBitOPs: 2 bits everywhere cost 0.44; analyse more bits to make use of it"
     )
 
 
