@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -130,3 +131,12 @@ def test_uniform_bits_that_do_not_exist(bits: Any) -> None:
         ValueError, match=r"Budget.uniform is .*; (bit-widths go from 2 to 8|it must be a whole number)"
     ):
         Budget(uniform=bits)
+
+
+@pytest.mark.parametrize("uniform", [[2, 3], (2, 3, 4), "w2a3"])
+def test_uniform_is_one_number_or_a_pair(uniform: object) -> None:
+    text = re.escape(
+        f"Budget.uniform is {uniform!r}; it must be one number of bits, or a tuple (weight bits, activation bits)"
+    )
+    with pytest.raises(ValueError, match=text):
+        Budget(uniform=uniform)  # type: ignore[arg-type]

@@ -112,7 +112,12 @@ def test_a_model_starts_where_the_file_says(tmp_path: Path) -> None:
         (
             Spec(heads=PerTensor()),
             {},
-            r"has 6 groups for blocks.0.attn.qkv.weight, the model has 3; .* use heads = PerHead$",
+            r"has 6 groups for blocks.0.attn.qkv.weight, the model has 3; .* use heads = PerHead and hidden_groups = 1$",
+        ),
+        (
+            Spec(hidden_groups=4),
+            {},
+            r"has 1 groups for blocks.0.mlp.fc1.weight, the model has 4; an analysis is head-wise and has no hidden groups",
         ),
         (
             Spec(),
@@ -122,7 +127,7 @@ def test_a_model_starts_where_the_file_says(tmp_path: Path) -> None:
         (Spec(), {"blocks.0.attn.q": [2, 9]}, r"gives blocks.0.attn.q 9 bits; its spec allows 2 to 8$"),
         (uniform(3), {}, r"^the model has no learned bits that .* could start; use LearnedBits in its spec$"),
     ],
-    ids=["groups", "unknown", "width", "fixed"],
+    ids=["groups", "hidden groups", "unknown", "width", "fixed"],
 )
 def test_files_that_do_not_fit(spec: Spec, change: dict[str, Any], text: str, tmp_path: Path) -> None:
     model = quantize(vit(), spec, quiet=True)

@@ -57,6 +57,23 @@ def config(tmp_path: Path) -> DataConfig:
     )
 
 
+@pytest.mark.parametrize("names", ["", "z\nx\ny"], ids=["numbered", "map"])
+def test_an_image_without_a_label_has_none_behind_a_class_map_either(
+    names: str, config: DataConfig, tmp_path: Path
+) -> None:
+    """-1 is how the hub writes that."""
+    datasets = pytest.importorskip("datasets")
+    file = tmp_path / "data" / "validation-00000-of-00001.parquet"
+    rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache2"))
+    rows = rows.map(lambda row, index: {"label": -1 if index == 1 else row["label"]}, with_indices=True)
+    rows.to_parquet(str(file))
+    if names:
+        (tmp_path / "names.txt").write_text(names)
+        config = replace(config, class_map=str(tmp_path / "names.txt"), num_classes=3)
+    labels = torch.cat([labels for _, labels in open_eval(config)]).tolist()
+    assert labels == ([2, -1, 1] if names else [1, -1, 0])
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_image_once(config: DataConfig, workers: int) -> None:
     splits = open_data(replace(config, workers=workers), seed=0)

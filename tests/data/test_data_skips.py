@@ -77,8 +77,10 @@ def test_a_line_cut_off_by_a_kill_is_no_end(tmp_path: Path) -> None:
     file = tmp_path / "skipped.jsonl"
     Skips(9, file).add(Skipped("a.jpg", "cut off"))
     with open(file, "a") as stream:
-        stream.write('{"name": "b.jp\n')
+        stream.write('{"name": "b.jp')
     assert list(Skips(9, file).read()) == ["a.jpg"]
+    Skips(9, file).add(Skipped("b.jpg", "cut off"))  # on a line of its own
+    assert list(Skips(9, file).read()) == ["a.jpg", "b.jpg"]
 
 
 def test_without_a_run_directory_a_temporary_file_is_named() -> None:

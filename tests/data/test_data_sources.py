@@ -196,6 +196,13 @@ def test_the_same_images_in_both_splits(train: str, evaluation: str, folder: Pat
         open_data(config, seed=0)
 
 
+def test_the_same_images_behind_a_link(folder: Path) -> None:
+    (folder / "test").symlink_to(folder / "train")
+    config = replace(CONFIG, dataset="folder", root=str(folder), train_split="train", eval_split="test")
+    with pytest.raises(DataError, match="train_split='train' and eval_split='test' have images in common"):
+        open_data(config, seed=0)
+
+
 def test_the_same_images_in_both_splits_of_a_named_data_set() -> None:
     config = replace(CONFIG, num_classes=10, eval_split="train")
     with pytest.raises(DataError, match=r"have images in common: .* and then judge; name another split in eval_split"):

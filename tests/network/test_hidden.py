@@ -27,7 +27,7 @@ from qvit_runtime.engine import kernel_paths
 from toy_models import calibrated, images, lively, mix_bits, swin, uniform, vit
 
 GROUPS = 4
-MODELS = {"vit": vit, "swin": swin, "no_biases": lambda: vit(norm_layer=nn.LayerNorm, init_values=1.0)}
+MODELS = {"vit": vit, "swin": swin, "no_biases": lambda: vit(proj_bias=False, init_values=1.0)}
 
 
 class Toy(nn.Module):

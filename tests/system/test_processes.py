@@ -191,7 +191,7 @@ def test_the_mean_over_one_process_is_the_tensor() -> None:
     assert processes.mean_over_processes(tensor) is tensor
 
 
-def test_no_rows_have_the_width_of_rows() -> None:
+def test_no_images_are_said_in_words() -> None:
     with pytest.raises(ValueError, match="there are no images"):
         evaluate_together(vit(depth=1), [])
 

@@ -33,6 +33,19 @@ def test_the_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert err.rstrip() == "step 150/300  0:01:15 left  256 img/s  loss 1.235  top-1 98.7  GBitOPs 0.5"
 
 
+def test_time_left_after_going_back(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """899 steps in 500 seconds, then back to 100: the next line still goes by half a second a step."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    shown = Progress(1000, 100, quiet=False)
+    now[0] = 1500.0
+    shown.show(999, {})
+    shown.show(100, {})
+    now[0] = 1510.0
+    shown.show(120, {})
+    assert "step 120/1000  0:08:08 left" in capsys.readouterr().err
+
+
 def test_elsewhere_than_on_a_terminal_lines_are_rare(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,15 @@ def test_cache_keeps_float16_rows_and_saves_the_work(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_batch_behind_the_end_is_asked_of_the_teacher(tmp_path: Path) -> None:
+    """Probes before the first step look at more batches than a run of a part of an epoch has."""
+    model = Counting(vit(depth=1))
+    batch = images(model.model, 4)
+    cache = CachedTeacher(model, tmp_path, {}, steps=1, batch=4, classes=5)
+    assert torch.equal(cache.logits(batch, 1), model.model(batch))
+    assert not cache.rows.any()
+
+
 def test_a_row_that_was_being_written_is_made_again(tmp_path: Path) -> None:
     model = Counting(vit(depth=1))
     batch = images(model.model, 4)

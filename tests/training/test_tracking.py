@@ -33,6 +33,8 @@ def test_the_same_numbers_as_the_json_lines(tmp_path: Path) -> None:
     toy_run(config(True), tmp_path, resume=True)
     found = scalars(tmp_path / "tensorboard")
     records = Run(tmp_path).read("metrics.jsonl")
+    numbers = {name for r in records for name, value in r.items() if isinstance(value, (int, float))} - {"step"}
+    assert set(found) == numbers
     for name in ("loss", "gbitops", "top1", "learning_rate"):
         expected = [(r["step"], r[name]) for r in records if name in r]
         assert [step for step, _ in found[name]] == [step for step, _ in expected], name

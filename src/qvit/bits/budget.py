@@ -55,6 +55,12 @@ class Budget:
         if len(given) != 1:
             raise ValueError(f"a budget needs exactly one of {', '.join(UNITS)}; given: {given or 'none'}")
         if self.uniform is not None:
+            if not isinstance(self.uniform, (int, float)) and not (
+                isinstance(self.uniform, tuple) and len(self.uniform) == 2
+            ):
+                raise ValueError(
+                    f"Budget.uniform is {self.uniform!r}; it must be one number of bits, or a tuple (weight bits, activation bits)"
+                )
             for bits in self.uniform_widths:
                 check_bits("Budget.uniform", bits)
         elif not self.limit > 0:

@@ -121,8 +121,8 @@ def _read(path: Path) -> dict[str, list[int]]:
 def _check(path: Path, name: str, quantizer: Quantizer, bits: list[int]) -> None:
     if len(bits) != quantizer.bit_groups:
         raise ValueError(
-            f"{path} has {len(bits)} groups for {name}, the model has {quantizer.bit_groups}; an analysis is head-wise, so "
-            "use heads = PerHead"
+            f"{path} has {len(bits)} groups for {name}, the model has {quantizer.bit_groups}; an analysis is head-wise "
+            "and has no hidden groups: use heads = PerHead and hidden_groups = 1"
         )
     outside = [width for width in bits if width not in quantizer.candidates]
     if outside:

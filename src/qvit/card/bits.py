@@ -1,4 +1,4 @@
-"""Where the bits of a Program are: one row per role of a tensor, and the tensors in which heads differ.
+"""Where the bits of a Program are: one row per role of a tensor, and the tensors in which groups (heads, hidden units) differ.
 
 Widths are read off the Program, which is what is shipped, so every method has this table. Its tensors have the names that the
 quantized module had (`components.ROLES`); a buffer that only some method has is called by its own name inside the block.
@@ -59,8 +59,8 @@ def _parts(tensor: str, bits: list[int]) -> Iterator[Widths]:
 
 
 def role_table(found: list[Widths]) -> list[list[str]]:
-    """Rows (role, tensors, mean bits, lowest to highest, heads differ in), header first."""
-    rows = [["tensor", "how many", "mean bits", "lowest to highest", "heads differ in"]]
+    """Rows (role, tensors, mean bits, lowest to highest, groups differ in), header first."""
+    rows = [["tensor", "how many", "mean bits", "lowest to highest", "groups differ in"]]
     for role in dict.fromkeys(w.role for w in found):
         tensors = [w for w in found if w.role == role]
         bits = [width for w in tensors for width in w.bits]
@@ -70,8 +70,8 @@ def role_table(found: list[Widths]) -> list[list[str]]:
     return rows
 
 
-def head_table(found: list[Widths]) -> list[list[str]]:
-    """Rows (layer, widths of its heads by role) of the roles in which heads differ somewhere, header first; or nothing."""
+def group_table(found: list[Widths]) -> list[list[str]]:
+    """Rows (layer, widths of its groups by role) of the roles in which groups differ somewhere, header first; or nothing."""
     differing = {w.role for w in found if w.differ}
     roles = [role for role in dict.fromkeys(w.role for w in found) if role in differing]
     cells = {(w.layer, w.role): w.text for w in found}

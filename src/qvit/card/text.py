@@ -20,7 +20,7 @@ from qvit_runtime.inspection import describe
 
 from ..methods.qvit_irm import QViTIRM
 from ..settings.recipe import LOCAL
-from .bits import head_table, role_table, widths
+from .bits import group_table, role_table, widths
 from .facts import Facts, public
 
 METHODS = {
@@ -38,11 +38,12 @@ UNITS = {
     "kib": "KiB of weights",
     "milliseconds": "ms per image",
 }
-HEADS_DIFFER = """Heads have bit-widths of their own; the last column counts the tensors in which they differ.
+GROUPS_DIFFER = """Heads, and hidden units where the model has them in groups, have bit-widths of their own; the last column counts the
+tensors in which they differ.
 
-<details><summary>The bits of every head</summary>
+<details><summary>Bits of every group</summary>
 
-One number where all heads of the block have the same."""
+One number where all groups of the block have the same."""
 MOST_LABELS = 20  # more class names than that are for config.json
 
 
@@ -53,8 +54,8 @@ def readme(facts: Facts, license_id: str, sizes: dict[str, int], no_onnx: str) -
     """
     program = facts.program
     found = widths(program)
-    heads = head_table(found)
-    detail = f"\n\n{HEADS_DIFFER}\n\n{_table(heads)}\n\n</details>" if heads else ""
+    groups = group_table(found)
+    detail = f"\n\n{GROUPS_DIFFER}\n\n{_table(groups)}\n\n</details>" if groups else ""
     values = {
         "title": f"{facts.name}, {facts.result['method']}",
         "summary": _summary(facts, sizes),

@@ -75,7 +75,8 @@ class Splits:
     train_batches: int
     """Training batches in an epoch."""
     calibration: DataLoader | StreamLoader
-    """Training images through the evaluation transform, all of them, in one random order fixed by the seed."""
+    """Training images through the evaluation transform, all of them, in one random order fixed by the seed; those of a stream
+    in the order of its shards, which should hold their images shuffled."""
     eval: DataLoader | StreamLoader
     """Evaluation images in file order, all of them."""
     class_names: tuple[str, ...]
@@ -230,7 +231,8 @@ def _refuse_common_images(config: DataConfig) -> None:
     if config.dataset == "images":
         return
     if config.dataset == "folder":
-        train, evaluation = (find_split_folder(config.root, split) for split in (config.train_split, config.eval_split))
+        splits = (config.train_split, config.eval_split)
+        train, evaluation = (find_split_folder(config.root, split).resolve() for split in splits)
         common = train.is_relative_to(evaluation) or evaluation.is_relative_to(train)
         mend = "give two folders, neither inside the other, such as train and validation"
     else:

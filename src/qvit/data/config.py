@@ -36,7 +36,7 @@ class DataConfig:
     root: str = ""
     """Folder that holds the images or shards; for "hfds/" the cache folder, empty for the library's own."""
     train_split: str = "train"
-    """Split for training and calibration. For folders a sub-folder of `root`, "" is `root` itself; for "wds/" a name of
+    """Split for training and calibration. For folders a sub-folder of `root`, "" is `root` itself (for "images" only); for "wds/" a name of
     `_info.json`, or shards and a count as in "train-{0000..0099}.tar|50000"; for "hfids/" a name and, where the data set
     does not say it, a count as in "train|50000"."""
     eval_split: str = "validation"

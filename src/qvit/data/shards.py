@@ -166,7 +166,8 @@ class HubShards:
     def decode(self, sample: Encoded) -> tuple[np.ndarray, int]:
         try:
             pixels = np.asarray(self.image.decode_example(sample.image).convert("RGB"))
-            return pixels, self.classes[sample.label] if self.classes else int(sample.label)
+            label = int(sample.label)  # -1 is no label, and has no class
+            return pixels, self.classes[label] if self.classes and label >= 0 else label
         except Exception as error:  # as above, and what fsspec raises
             raise unreadable(sample.name, error) from error
 

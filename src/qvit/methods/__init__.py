@@ -90,7 +90,8 @@ def spec_label(spec: Spec) -> str:
             bank = ", single scale"
         case _:
             bank = ""
-    return f"{heads} learned bits{bank}"
+    hidden = f", {spec.hidden_groups} hidden groups" if spec.hidden_groups > 1 else ""
+    return f"{heads} learned bits{hidden}{bank}"
 
 
 def learns_bits(config: Config) -> bool:

@@ -1,7 +1,8 @@
 """quantize(): a timm model and a Spec in, a new module with quantizers inside out.
 
 The float model is deep-copied and its layers are swapped by role; the copy's float state_dict keys are those of timm, so
-public checkpoints load into it. Where the quantizers sit (arXiv 2201.07703, figure and code; H heads):
+public checkpoints load into it (before `quantize` where hidden units are in groups: they are sorted by their weights). Where
+the quantizers sit (arXiv 2201.07703, figure and code; H heads):
 
     patch_embed.proj     image signed; weight                          edge bits (8, fixed)
     attn.qkv             LayerNorm output signed; weight 3 H row groups: the heads of q, then of k, then of v

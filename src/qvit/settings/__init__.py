@@ -2,5 +2,5 @@
 
 values.py        a nested frozen dataclass from and to plain TOML or JSON values, with errors that name the key
 recipe.py        the recipe of `qvit run`, of which every key is a field of a dataclass (docs/recipe.md)
-provenance.py    seeds, versions, commit and hashes of a run
+provenance.py    seed, versions, commit and command of a run
 """

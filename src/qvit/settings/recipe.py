@@ -90,6 +90,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.version != VERSION:
             raise RecipeError(f"recipe version {self.version} is not known; this qvit reads version {VERSION}")
+        if self.calibration < 1:
+            raise RecipeError(f"calibration is {self.calibration}; it takes at least one training image")
         if self.method != FLOAT:
             self._check_method()
         if self.init_bits and (self.method == FLOAT or not learns_bits(self.quantize)):

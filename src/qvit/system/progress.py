@@ -23,7 +23,8 @@ class Progress:
     """Counts images and time of this process; `show` prints the line. `top1` is the newest one, None before the first."""
 
     def __init__(self, total_steps: int, first_step: int, quiet: bool) -> None:
-        self.total, self.first, self.quiet = total_steps, first_step, quiet
+        self.total, self.quiet = total_steps, quiet
+        self.last_step, self.made = first_step, 0  # steps made: more than the last one says where a run went back
         self.started = time.perf_counter()
         self.images = 0
         self.top1: float | None = None
@@ -40,14 +41,15 @@ class Progress:
 
     def show(self, step: int, record: dict[str, Any]) -> None:
         """Print the step, the time that is left, the speed and the numbers of SHOWN that are in `record`."""
+        self.made += max(step - self.last_step, 0)
+        self.last_step = step
         if self.quiet:
             return
         now = time.perf_counter()
         if not self.live and now - self.last_print < 10 and step < self.total:
             return
         self.last_print = now
-        done = max(step - self.first, 1)
-        left = (now - self.started) / done * (self.total - step)
+        left = (now - self.started) / max(self.made, 1) * (self.total - step)
         known = record if self.top1 is None else {**record, "top1": self.top1}
         numbers = [f"{label} {known[key]:.4g}" for key, label in SHOWN.items() if key in known]
         parts = [f"step {step}/{self.total}", f"{_clock(left)} left", f"{self.images_per_second():.0f} img/s", *numbers]

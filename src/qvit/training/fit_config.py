@@ -62,7 +62,8 @@ class FitConfig:
     """Keep the teacher's logits of every step in a file that later runs with the same data and seed reuse; takes 2 bytes
     x images x epochs x classes."""
     seed: int = 0
-    """Of data order, augmentation, mixup and dropout."""
+    """Of mixup, dropout and probes, and of the order of a loader that brings none. Order and augmentation otherwise have the seed
+    of `open_data`; a recipe has one seed for all."""
     log_every: int = 20
     """Steps between two lines of metrics."""
     checkpoint_every: int = 0

@@ -31,7 +31,7 @@ class TensorBoard:
     def write(self, record: dict[str, Any]) -> None:
         """Numbers of one line of metrics.jsonl, at its step."""
         for name, value in record.items():
-            if name != "step" and isinstance(value, float):
+            if name != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
