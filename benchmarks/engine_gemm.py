@@ -75,6 +75,7 @@ def main() -> None:
     if options.json:
         shape = {"rows": options.rows, "inputs": options.inputs, "outputs": options.outputs}
         where = {"path": path, "date": time.strftime("%Y-%m-%d"), "processor": processor()}
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         Path(options.json).write_text(json.dumps({**shape, **where, "gmacs": table}, indent=1) + "\n")
 
 

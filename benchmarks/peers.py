@@ -72,10 +72,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", metavar="DIR", help="keep prepared files there, and use those that are there already")
     parser.add_argument("--json", metavar="FILE", help="write the result there; - is the standard output")
     parser.add_argument("--markdown", action="store_true", help="print the table")
+    parser.add_argument("--name", default="", help="end of the file's name in --out, for another choice of contenders")
     parser.add_argument(
         "--out", nargs="?", const=RESULTS, type=Path, metavar="DIR", help=f"write it to DIR ({RESULTS})"
     )
     return parser.parse_args()
+
+
+def target(options: argparse.Namespace) -> Path:
+    """File in --out. Ends the program where it has the result of other contenders, which would be lost."""
+    parts = ["" if options.isa == "native" else options.isa, options.name]
+    path = options.out / "_".join([f"peers_{options.model}_b{options.batch}", *filter(None, parts)])
+    path = path.with_name(f"{path.name}.json")
+    if path.exists():
+        there = {row["key"] for row in json.loads(path.read_text())["rows"]}
+        if there != {contender.key for contender in choose(options.only)}:
+            raise SystemExit(f"{path} has the result of other contenders ({', '.join(sorted(there))}); give a --name")
+    return path
 
 
 def contest(options: argparse.Namespace, work: str) -> dict[str, Any]:
@@ -120,6 +133,7 @@ def contest(options: argparse.Namespace, work: str) -> dict[str, Any]:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the contenders are ended too
     options = parse()
+    path = target(options) if options.out else None
     if options.work:
         Path(options.work).mkdir(parents=True, exist_ok=True)
         result = contest(options, str(Path(options.work).resolve()))
@@ -127,10 +141,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             result = contest(options, work)
     text = json.dumps(result, indent=1) + "\n"
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        suffix = "" if options.isa == "native" else f"_{options.isa}"
-        path = options.out / f"peers_{options.model}_b{options.batch}{suffix}.json"
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         print(f"wrote {path}", file=sys.stderr)
     if options.json == "-":

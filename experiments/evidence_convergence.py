@@ -16,7 +16,9 @@ heads) whose bit-width in force changes; what the lock itself does is no flip. F
 
 Losses are those of training batches and come with a standard error. In one word (`verdict`), the first that holds:
 
-    diverges    a loss or gradient was not finite (the run was rolled back), or loss_change is above 2 standard errors
+    diverges    a loss or gradient was not finite (the run was rolled back)
+    too short to say   stage 1 has fewer than SHORTEST steps: a quarter has no five losses, and a flip more or less is a verdict
+    diverges    loss_change is above 2 standard errors
     settles     the last quarter has fewer than SETTLED flips per 100 groups and 100 steps
     oscillates  reversed_share is at least one half: widths go to and fro
     drifts      otherwise: widths still move when they are locked, to where they have not been
@@ -32,7 +34,8 @@ from typing import Any
 import numpy as np
 
 SETTLED = 1.0
-"""A group would flip once in 10,000 steps, and a run has 3,510."""
+"""A group would flip once in 10,000 steps; a run has 3,510, and its stage 1 up to 2,106."""
+SHORTEST = 400
 QUARTERS = 4
 LINES_AT_LOCK = 5
 INTERVALS_AFTER_LOCK = 2
@@ -142,9 +145,13 @@ class Convergence:
 
     @property
     def verdict(self) -> str:
-        """diverges, settles, oscillates or drifts."""
+        """diverges, settles, oscillates or drifts, or that it is too short to say."""
         value, error = self.loss_change or (0.0, 0.0)
-        if self.rolled_back or value > 2 * error:
+        if self.rolled_back:
+            return "diverges"
+        if self.lock < SHORTEST:
+            return "too short to say"
+        if value > 2 * error:
             return "diverges"
         if self.flip_rates[-1] < SETTLED:
             return "settles"

@@ -67,13 +67,19 @@ def of_budget(found: Sequence[Found], model: str, budget: str) -> list[Found]:
 
 
 def best_uniform(rows: Sequence[Found]) -> Found | None:
-    """The uniform row to beat: the one with the higher mean top-1 where there are two."""
-    return max((f for f in rows if f.row.is_uniform), key=lambda f: f.mean, default=None)
+    """The uniform row to beat: the better one where there are two."""
+    return _best([f for f in rows if f.row.is_uniform])
 
 
 def best_control(rows: Sequence[Found]) -> Found | None:
     """The best of the rows with fixed bits on the grids of the learned ones."""
-    return max((f for f in rows if f.row.control), key=lambda f: f.mean, default=None)
+    return _best([f for f in rows if f.row.control])
+
+
+def _best(rows: Sequence[Found]) -> Found | None:
+    """The row with the highest mean top-1 on the seeds that all of them have; without such seeds, on its own."""
+    seeds = common_seeds(*rows)
+    return max(rows, key=lambda f: float(f.outcomes(seeds or list(f.results)).mean()), default=None)
 
 
 def common_seeds(*rows: Found | None) -> list[int]:
@@ -109,6 +115,21 @@ def gap_closed(reference: Found | None, uniform: Found | None, learned: Found | 
     gain, gap = _difference(learned, uniform, seeds), _difference(reference, uniform, seeds)
     known = gain is not None and gap is not None and gap.excludes_zero and gap.mean > 0
     return 100 * gain.mean / gap.mean if known else None
+
+
+def above_half_way(reference: Found | None, uniform: Found | None, learned: Found | None) -> Difference | None:
+    """Learned bits minus the middle of uniform bits and float, on the seeds that all three have; None without one."""
+    seeds = common_seeds(reference, uniform, learned)
+    if not (reference and uniform and learned and seeds):
+        return None
+    middle = (100.0 * reference.outcomes(seeds) + 100.0 * uniform.outcomes(seeds)) / 2
+    return paired(100.0 * learned.outcomes(seeds), middle, digits=2)
+
+
+def without_seed(seed: int, first: Found | None, second: Found | None) -> Difference | None:
+    """`first` minus `second` on all seeds that both have but one, on which settings were chosen; None when no other is left."""
+    seeds = [other for other in common_seeds(first, second) if other != seed]
+    return _difference(first, second, seeds) if first and second else None
 
 
 def _difference(first: Found, second: Found, seeds: list[int]) -> Difference | None:

@@ -13,7 +13,7 @@ BEGIN = "<!-- evidence: written by python experiments/evidence.py --tables -->"
 END = "<!-- end of evidence -->"
 WORDS = """`python experiments/evidence.py`: CIFAR-10, every row trained on 450,000 images (10 epochs of 45,000) from the same float weights, no
 teacher; top-1 of the frozen programs on 5,000 images set aside from the training set, mean over the seeds that float, uniform and learned
-share; paired differences with 95 % intervals. Uniform is LSQ as published; learned also has scales per channel and, at 2 bits, a grid without zero
+share; paired differences (over seeds that both rows have, without "(seeds)" one) with 95 % intervals. Uniform is LSQ with a scale per head, else per tensor; learned also has scales per channel and, at 2 bits, a grid without zero
 and a gradient for clipped weights, chosen on seed 0, and so are hidden groups (`quantize.hidden_groups = 8`). Fixed bits with the same grids are the control. All rows, what is missing,
 convergence: [docs/evidence.md](docs/evidence.md).
 """

@@ -101,7 +101,8 @@ def test_another_data_set_does_not_take_a_folder_of_images_for_its_cache(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     images = DataConfig(root="/images")
-    given = Namespace(data="hfds/ORG/NAME", split=None, class_map=None)
+    given = Namespace(data="hfds/ORG/NAME", split=None, class_map=None, image_column=None, label_column="fine_label")
+    assert (data_from(given, images).image_column, data_from(given, images).label_column) == ("image", "fine_label")
     assert (data_from(given, images).dataset, data_from(given, images).root) == ("hfds/ORG/NAME", "")
     cached = DataConfig(dataset="hfds/ORG/OTHER", root="/cache")
     assert data_from(given, cached).root == "/cache"

@@ -103,7 +103,31 @@ def test_no_share_of_a_gap_that_is_not_shown(tmp_path: Path) -> None:
     write_result(tmp_path, "uniform_w3a3_s0", first(80), 0.45)
     write_result(tmp_path, "headwise_3bit_s0", first(82), 0.45)
     write_result(tmp_path, "float_s0", first(80.1), None)
-    assert "Float minus the uniform row: +0.10 ± 0.20 (images).\n" in page(tmp_path)
+    text = page(tmp_path)
+    assert "Float minus the uniform row: +0.10 ± 0.20 (images). Minus the middle of that row and float: +1.95 ±" in text
+    assert "of it is closed" not in text
+
+
+def test_the_gain_on_seeds_that_nothing_was_chosen_on(tmp_path: Path) -> None:
+    """Half-way to float by hand, too: 76 and 78 learned, 70 uniform, 80 float."""
+    for seed, learned in enumerate((80, 76, 78)):
+        write_result(tmp_path, f"uniform_w3a3_s{seed}", first(70), 0.45)
+        write_result(tmp_path, f"headwise_3bit_s{seed}", first(learned), 0.45)
+    write_result(tmp_path, "float_s1", first(80), None)
+    text = page(tmp_path)
+    assert "Head-wise learned bits minus uniform bits: +8.00 ±" in text
+    assert "Minus the middle of that row and float: +1.00 ±" in text  # of seed 1
+    assert "Without seed 0, on which settings were chosen: +7.00 ± 12.71 (seeds) ±" in text
+
+
+def test_rows_are_ranked_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+    """W3A2 has one lucky seed, on which W2A3 is better still."""
+    write_result(tmp_path, "uniform_w2a3_s0", first(75), 0.3)
+    write_result(tmp_path, "uniform_w2a3_s1", first(60), 0.3)
+    write_result(tmp_path, "uniform_w3a2_s0", first(70), 0.3)
+    best = best_uniform([found for found in read_rows(tmp_path) if found.results])
+    assert best is not None
+    assert best.row.name == "uniform_w2a3"
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Convergence: every number by hand on a run of two groups, the four verdicts, and the section of the page."""
+"""Convergence: every number by hand on a run of two groups, the verdicts, and the section of the page."""
 
 from __future__ import annotations
 
@@ -77,6 +77,8 @@ def test_verdicts(tmp_path: Path) -> None:
     with (tmp_path / "d" / "metrics.jsonl").open("a") as log:
         log.write('{"step": 71, "rolled_back_from": 90, "rolled_back_to": 70, "rate_factor": 0.5}\n')
     assert convergence(read_trajectory(tmp_path / "d")).verdict == "diverges"
+    write_logs(tmp_path / "e", {0: [4, 4], 30: [5, 4]}, (176, [5, 4]), {100: [0, 0]}, rising)
+    assert convergence(read_trajectory(tmp_path / "e")).verdict == "too short to say"
 
 
 def test_groups_with_a_scale_per_channel(tmp_path: Path) -> None:

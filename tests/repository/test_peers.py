@@ -39,6 +39,16 @@ def results(**milliseconds):
     return {c.key: measured(milliseconds[c.key]) if c.key in milliseconds else {"failed": "why"} for c in CONTENDERS}
 
 
+def test_a_part_of_the_contenders_does_not_replace_the_result_of_others(tmp_path):
+    file = tmp_path / "peers_deit_tiny_patch16_224_b1_avx2.json"
+    file.write_text(json.dumps({"rows": [{"key": "eager"}, {"key": "qvit_4"}]}))
+    command = [sys.executable, str(SCRIPT), "--only", "qvit_4", "--isa", "avx2", "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert f"{file} has the result of other contenders (eager, qvit_4); give a --name" in ended.stderr
+    assert json.loads(file.read_text())["rows"][0]["key"] == "eager"
+
+
 def test_timing_is_median_and_interquartile_range_of_all_calls():
     found = timing([[1.0, 2.0], [3.0, 4.0, 5.0]])
     assert found["ms"] == 3.0

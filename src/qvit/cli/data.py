@@ -13,7 +13,7 @@ from ..settings.recipe import FLOAT, LOCAL, ModelConfig, Recipe, load_recipe
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """--data, --split and --class-map for `data_from`, --checkpoint and --num-classes of a float model given by its timm name."""
+    """--data, --split, --class-map and the columns for `data_from`, --checkpoint and --num-classes of a float model given by its timm name."""
     parser.add_argument(
         "--data",
         help="folder with train and validation folders of class folders, flat folder of images without labels, timm data "
@@ -29,6 +29,12 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         help="which class is which output: one class (folder) name per line, in the order of the outputs; for images of "
         "other or fewer classes than the model has; '' sorts the names",
     )
+    for column in ("image", "label"):
+        parser.add_argument(
+            f"--{column}-column",
+            metavar="NAME",
+            help=f"column of the {column}s in an hfds/ or hfids/ data set; default: {column}, or that of the run or recipe",
+        )
     parser.add_argument(
         "--checkpoint",
         default="",
@@ -70,6 +76,8 @@ def data_from(arguments: argparse.Namespace, base: DataConfig) -> DataConfig:
     """
     if arguments.class_map is not None:
         base = dataclasses.replace(base, class_map=_absolute(arguments.class_map))
+    columns = {name: getattr(arguments, name) for name in ("image_column", "label_column")}
+    base = dataclasses.replace(base, **{name: column for name, column in columns.items() if column is not None})
     split = arguments.split
     if not arguments.data:
         return base if split is None else dataclasses.replace(base, eval_split=split)

@@ -74,7 +74,8 @@ def _reference(arguments: argparse.Namespace, data: DataConfig) -> tuple[nn.Modu
             f"{arguments.what} has {data.num_classes} classes and the reference {arguments.reference} {own.num_classes} classes; "
             "give a reference that has the same"
         )
-    images = {field: getattr(data, field) for field in ("dataset", "root", "eval_split", "class_map")}
+    fields = ("dataset", "root", "eval_split", "class_map", "image_column", "label_column")
+    images = {field: getattr(data, field) for field in fields}
     return reference, dataclasses.replace(own, **images)
 
 
