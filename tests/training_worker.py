@@ -80,12 +80,11 @@ def run_case(case: Case, folder: Path) -> None:
     except ValueError as error:
         (folder / f"{name}.txt").write_text(str(error))
         return
-    found = evaluate_together(model, share_of(split), model)
+    found = evaluate_together(model, share_of(split))
     save_tensors(folder / f"{name}.safetensors", model.state_dict(), {})
     outcome = {
         "images": found.images,
         "top1": found.top1,
-        "agreement": found.agreement,
         "predictions": found.predictions.tolist(),
         "labels": found.labels.tolist(),
     }

@@ -40,7 +40,7 @@ def evaluation(predictions: list[int], labels: list[int]) -> Evaluation:
     found, truth = np.array(predictions), np.array(labels)
     known = truth >= 0
     top1 = float((found == truth)[known].mean() * 100) if known.any() else None
-    return Evaluation(len(found), int(known.sum()), top1, None, None, found, truth, (found == truth)[known])
+    return Evaluation(len(found), int(known.sum()), top1, None, found, truth, (found == truth)[known])
 
 
 def test_predictions_come_back(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_predictions_come_back(tmp_path: Path) -> None:
     }
     record = outcome({"gbitops": 1.0}, judged, None, 4)
     assert (record["top1"], record["top1_frozen"], record["top1_float"]) == (75, 50, 100)
-    assert (record["agreement_float"], record["gbitops"]) == (75, 1.0)
+    assert (record["agreement_float"], record["agreement_frozen"], record["gbitops"]) == (75, 75, 1.0)
     assert "more than 20 points" in record["collapse"]
 
 

@@ -112,6 +112,7 @@ def test_impossible_bits_are_named_by_their_option(method: str, option: str, val
     [
         ({}, "uniform W3A4"),
         ({"edge": FixedBits(4)}, "uniform W3A4"),
+        ({"hidden_groups": 8}, "uniform W3A4, 8 hidden groups"),
         ({"overrides": (("head.*", FixedBits(4)),)}, "uniform W3A4 with overrides"),
         ({"overrides": (("head.*", LearnedBits()),)}, "head-wise learned bits"),
         ({"edge": LearnedBits()}, "head-wise learned bits"),

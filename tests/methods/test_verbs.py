@@ -7,7 +7,7 @@ from torch import nn
 
 import qvit
 from qvit.methods import METHODS
-from qvit.quantizers.quantizer import UncalibratedError
+from qvit.quantizers.quantizer import UncalibratedError, named_quantizers
 from toy_models import images, vit
 
 PLAIN = ["qvit", "lsq", "ptq"]
@@ -41,13 +41,15 @@ def test_qvit_calibrate_refuses_what_it_does_not_fit(method: str) -> None:
 def test_qvit_calibrate_takes_the_rest(method: str) -> None:
     model = quantized(method)
     qvit.calibrate(model, [images(model)])
-    qvit.freeze(model)
+    assert all(quantizer.is_calibrated for quantizer in named_quantizers(model).values())
+    assert qvit.freeze(model).ops
 
 
 def test_without_a_rectifier_nothing_but_scales_is_fitted() -> None:
     config = qvit.QViTIRM(8, 8, rectify=False)
     model = qvit.methods.qvit_irm.quantize(vit(depth=1), config)
     qvit.calibrate(model, [images(model)])
+    assert all(quantizer.is_calibrated for quantizer in named_quantizers(model).values())
 
 
 @pytest.mark.parametrize("method", OWN_FREEZE)

@@ -78,6 +78,15 @@ def test_a_log_gets_whole_lines_or_none(tmp_path: Path) -> None:
     assert path.read_text() == f"{line}\n" * 2
 
 
+def test_a_line_starts_on_a_line_of_its_own(tmp_path: Path) -> None:
+    """Behind one that a kill cut off: what is appended would be lost with it."""
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"a": 1}\n{"b')
+    append_line(path, "{}")
+    append_line(path, "[]")
+    assert path.read_text() == '{"a": 1}\n{"b\n{}\n[]\n'
+
+
 @pytest.mark.parametrize(
     ("code", "advice"),
     [

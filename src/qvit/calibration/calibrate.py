@@ -92,16 +92,16 @@ def calibrate(model: nn.Module, images: Images, batches: int = 8, observer: Obse
             f"this {type(model).__name__} has grids or statistics that qvit.calibrate does not fit; call "
             f"{calibrate_of(model)}(model, loader)"
         )
+    check_finite(model)
     fit_all(model, images, batches, observer)
 
 
 @torch.no_grad()
 def fit_all(model: nn.Module, images: Images, batches: int, observer: Observer | None = None) -> None:
-    """What `calibrate` does, for methods that fit something else besides."""
+    """What `calibrate` does behind its checks, for methods that fit something else besides."""
     observer = LeastSquares() if observer is None else observer
     check_observer("observer", observer)
     quantizers = require_quantized(model)
-    check_finite(model)
     fit_weights(model, observer)
     watchers = {
         name: watcher(observer, quantizer.scale_groups, quantizer.axis)

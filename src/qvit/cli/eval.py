@@ -6,6 +6,7 @@ qvit eval WHAT [--data DIR]          a run directory, a .qvit artifact, a recipe
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,9 @@ def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
         outputs = model.preprocess.labels
     outcome = evaluate(model, open_eval(data, arguments.max_images, outputs))
     agreement = None
-    if (
-        reference is not None
-    ):  # the same images as the reference was made for: size, crop, mean and deviation are its own
+    if reference is not None:
         other = evaluate(reference[0], open_eval(reference[1], arguments.max_images, outputs))
-        agreement = float((outcome.predictions == other.predictions).mean() * 100)
+        agreement = outcome.agreement_with(other)
     found = {
         "what": arguments.what,
         "images": outcome.images,
@@ -65,9 +64,13 @@ def eval_verb(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _reference(arguments: argparse.Namespace, data: DataConfig) -> tuple[nn.Module | qvit_runtime.Program, DataConfig]:
-    """The model of --reference with its own settings of `data`'s images. Raises ValueError where it has other classes."""
+    """The model of --reference, and `data`'s images with the size, crop, mean and deviation that this model was made for.
+
+    Raises ValueError where it has other classes.
+    """
     if is_timm_name(arguments.what):  # --checkpoint and --num-classes are those of the model that is evaluated
-        arguments = argparse.Namespace(**{**vars(arguments), "checkpoint": "", "num_classes": 0})
+        arguments = copy.copy(arguments)
+        arguments.checkpoint, arguments.num_classes = "", 0
     reference, own = _open_model(arguments.reference, arguments)
     if data.num_classes != own.num_classes:
         raise ValueError(

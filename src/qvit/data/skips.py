@@ -101,8 +101,7 @@ class Skips:
 
     def _append(self, skipped: Skipped) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(vars(skipped))
-        append_line(self.file, f"\n{line}" if _is_torn(self.file) else line)
+        append_line(self.file, json.dumps(vars(skipped)))
 
     def _beyond(self, known: dict[str, Skipped]) -> str:
         names = "\n".join(f"  {skipped.name}: {skipped.reason}" for skipped in list(known.values())[:NAMED])
@@ -110,11 +109,6 @@ class Skips:
             f"training images that cannot be read: {_images(known)}, more than max_corrupt={self.limit}; the first are\n{names}\n"
             f"all are in {self.file}; replace them and delete that file, or set data.max_corrupt to how many may be left out"
         )
-
-
-def _is_torn(file: Path) -> bool:
-    """Whether a kill cut the last line off: what is appended would be lost with it."""
-    return file.exists() and not file.read_bytes().endswith(b"\n") and file.stat().st_size > 0
 
 
 def _images(known: dict[str, Skipped]) -> int:

@@ -1,13 +1,13 @@
 """evaluate(): the same few numbers for a float model, a quantized module and a frozen Program.
 
-top-1 and top-5 where there are labels; agreement (share of images with the same predicted class) with a reference where
-one is given, which also works on images without labels. The outcome of every single image is kept, so that two models can
+top-1 and top-5 where there are labels; agreement (share of images with the same predicted class) of two evaluations of the same
+images, which also works without labels. The outcome of every single image is kept, so that two models can
 be compared in pairs: the difference of paired outcomes has a far smaller spread than the difference of two accuracies.
 
 What is kept of an image is a row of integers, so that rows found by several processes can be put together
 (`shared_evaluation`):
 
-    label | does the reference agree (-1: there is none) | the five best classes, best first (-1: the model has fewer)
+    label | the five best classes, best first (-1: the model has fewer)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import qvit_runtime
 Batches = Iterable[tuple[Tensor, Tensor]]
 Classifier = Callable[[Tensor], Tensor]
 BEST = 5
-NO_ROWS = torch.empty(0, 2 + BEST, dtype=torch.int64)
+NO_ROWS = torch.empty(0, 1 + BEST, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Evaluation:
     images       how many
     labelled     how many had a label
     top1, top5   percent of the labelled ones, or None
-    agreement    percent of all images on which the reference predicts the same class, or None
     predictions  predicted class of each image, int64 (images,)
     labels       label of each image, -1: none, int64 (images,)
     correct      outcome of each labelled image, bool (labelled,)
@@ -44,10 +43,13 @@ class Evaluation:
     labelled: int
     top1: float | None
     top5: float | None
-    agreement: float | None
     predictions: np.ndarray
     labels: np.ndarray
     correct: np.ndarray
+
+    def agreement_with(self, other: Evaluation) -> float:
+        """Percent of the images of which `other`, an evaluation on the same images in the same order, predicts the same class."""
+        return float((self.predictions == other.predictions).mean() * 100)
 
 
 def classifier_of(model: nn.Module | qvit_runtime.Program) -> Classifier:
@@ -72,21 +74,21 @@ def classifier_of(model: nn.Module | qvit_runtime.Program) -> Classifier:
 def outcome_rows(
     model: nn.Module | qvit_runtime.Program,
     batches: Batches,
-    reference: nn.Module | qvit_runtime.Program | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """The rows of each batch, int64 (B, 7); arguments and errors as in `evaluate`."""
+    """The rows of each batch, int64 (B, 6); arguments and errors as in `evaluate`."""
     classify = classifier_of(model)
-    compare = None if reference is None else classifier_of(reference)
     found, done = [], 0
     for images, labels in batches:
-        logits = _finite(classify(images), "the model", done)
-        rows = torch.full((len(images), 2 + BEST), -1)
+        logits = classify(images)
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError(
+                f"the model gave NaN or infinite logits within images {done} to {done + len(images)}"
+            )
+        rows = torch.full((len(images), 1 + BEST), -1)
         rows[:, 0] = labels
-        if compare is not None:
-            rows[:, 1] = _finite(compare(images), "the reference", done).argmax(1) == logits.argmax(1)
         best = logits.topk(min(BEST, logits.shape[1]), dim=1).indices
-        rows[:, 2 : 2 + best.shape[1]] = best
+        rows[:, 1 : 1 + best.shape[1]] = best
         found.append(rows)
         done += len(images)
         if progress is not None:
@@ -94,17 +96,11 @@ def outcome_rows(
     return found
 
 
-def _finite(logits: Tensor, who: str, done: int) -> Tensor:
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError(f"{who} gave NaN or infinite logits within images {done} to {done + len(logits)}")
-    return logits
-
-
 def summary(rows: Tensor) -> Evaluation:
-    """The numbers of all rows (images, 7) together. Raises ValueError when there are none."""
+    """The numbers of all rows (images, 6) together. Raises ValueError when there are none."""
     if not len(rows):
         raise ValueError("there are no images to evaluate on")
-    labels, same, best = rows[:, 0], rows[:, 1], rows[:, 2:]
+    labels, best = rows[:, 0], rows[:, 1:]
     known = labels >= 0
     hits = (best == labels[:, None])[known]
     labelled = int(known.sum())
@@ -113,7 +109,6 @@ def summary(rows: Tensor) -> Evaluation:
         labelled=labelled,
         top1=float(hits[:, 0].double().mean() * 100) if labelled else None,
         top5=float(hits.any(1).double().mean() * 100) if labelled else None,
-        agreement=float(same.double().mean() * 100) if same[0] >= 0 else None,
         predictions=best[:, 0].numpy(),
         labels=labels.numpy(),
         correct=hits[:, 0].numpy(),
@@ -123,14 +118,12 @@ def summary(rows: Tensor) -> Evaluation:
 def evaluate(
     model: nn.Module | qvit_runtime.Program,
     batches: Batches,
-    reference: nn.Module | qvit_runtime.Program | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run `model` over batches of (images, labels), in this process; a label of -1 means none.
 
-    reference  model to compare predictions with
-    progress   called with the number of images done
+    progress  called with the number of images done
 
-    Raises ValueError when there are no images, FloatingPointError when logits, of the model or the reference, are not finite.
+    Raises ValueError when there are no images, FloatingPointError when logits are not finite.
     """
-    return summary(torch.cat([NO_ROWS, *outcome_rows(model, batches, reference, progress)]))
+    return summary(torch.cat([NO_ROWS, *outcome_rows(model, batches, progress)]))

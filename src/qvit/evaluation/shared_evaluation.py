@@ -58,14 +58,12 @@ def share_of(batches: Batches) -> Batches:
 def evaluate_together(
     model: nn.Module | qvit_runtime.Program,
     share: Batches,
-    reference: nn.Module | qvit_runtime.Program | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """`evaluate` on the shares of all processes; every process must call it, and gets the outcome of the whole split.
 
-    share      from `share_of`
-    reference  model to compare predictions with
-    progress   called with the number of images that this process has done
+    share     from `share_of`
+    progress  called with the number of images that this process has done
 
     Raises ValueError when there are no images, FloatingPointError, in all processes, when logits of one are not finite.
     """
@@ -73,7 +71,7 @@ def evaluate_together(
     found: list[Tensor] = []
     failure: FloatingPointError | None = None
     try:
-        found = outcome_rows(model, share, reference, progress)
+        found = outcome_rows(model, share, progress)
     except FloatingPointError as error:
         failure = error  # the others are waiting for the rows of this process, or soon will be
     if float(mean_over_processes(torch.tensor([float(failure is not None)]))):

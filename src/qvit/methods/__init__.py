@@ -79,9 +79,10 @@ class Method:
 
 def spec_label(spec: Spec) -> str:
     """uniform W3A3, or head-wise learned bits, whatever tensors learn them."""
-    match spec.weights, spec.activations, learns_bits(spec):
-        case FixedBits(weight_bits), FixedBits(activation_bits), False:
-            return f"uniform W{weight_bits}A{activation_bits}{' with overrides' if spec.overrides else ''}"
+    weights, activations = spec.weights, spec.activations
+    hidden = f", {spec.hidden_groups} hidden groups" if spec.hidden_groups > 1 else ""
+    if isinstance(weights, FixedBits) and isinstance(activations, FixedBits) and not learns_bits(spec):
+        return f"uniform W{weights.bits}A{activations.bits}{' with overrides' if spec.overrides else ''}{hidden}"
     heads = "head-wise" if isinstance(spec.heads, PerHead) else "layer-wise"
     match spec.scale:
         case SharedScale():
@@ -90,7 +91,6 @@ def spec_label(spec: Spec) -> str:
             bank = ", single scale"
         case _:
             bank = ""
-    hidden = f", {spec.hidden_groups} hidden groups" if spec.hidden_groups > 1 else ""
     return f"{heads} learned bits{hidden}{bank}"
 
 

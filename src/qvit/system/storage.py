@@ -67,13 +67,19 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file, or nothing when that fails. Raises StorageError."""
+    """Append a line to a file, or nothing when that fails; on a line of its own where a kill cut the last one off.
+
+    Raises StorageError.
+    """
     content = (line + "\n").encode()
     with (
         explained(path, len(content)),
-        open(path, "ab", buffering=0) as file,
+        open(path, "a+b", buffering=0) as file,
     ):  # closing a buffer would write it once more
-        before = file.tell()
+        before = file.seek(0, os.SEEK_END)
+        if before:
+            file.seek(-1, os.SEEK_END)
+            content = content if file.read(1) == b"\n" else b"\n" + content
         try:
             while content:
                 content = content[file.write(content) :]
