@@ -2,13 +2,15 @@
 
     python benchmarks/train_step.py --model deit_tiny_patch16_224 --batch 8 --json -
     python benchmarks/train_step.py --variant bf16 --variant compiled --variant bf16+compiled --variant recomputed
+    python benchmarks/train_step.py --device cuda --batch 128 --variant bf16 --variant unfused
 
 Steps are forward, cross entropy, backward and AdamW, in train mode on random images. They take turns in one process, so that
 whatever else the machine does falls on all, and the ratio is that of the medians, once of the clock and once of the processor
 time of this process, which other work disturbs less. Learning bits probes every few steps (`qvit.bits.sensitivity`); `ratio` is that
-of the mean step, probes and moves of the bits included. A variant is a float and a QAT step computed otherwise (`qvit.training.compute`).
-Peak memory is the resident set of a fresh process that does one kind of step only; beside it what the process had taken when
-it was ready to start (for QAT that includes its calibration).
+of the mean step, probes and moves of the bits included. A variant is a float and a QAT step computed otherwise (`qvit.training.compute`;
+"unfused" takes the torch formulas of fake quantization, `qvit.quantizers.fused`). Peak memory is that of a fresh process that does
+one kind of step only, its resident set or what it allocated on the GPU; beside it what the process had taken when it was ready
+to start (for QAT that includes its calibration).
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import timm
 import torch
@@ -34,27 +38,39 @@ from qvit.calibration.calibrate import calibrate
 from qvit.network.convert import quantize
 from qvit.spec import Spec
 from qvit.training.bit_schedule import BitSchedule
+from qvit.system.processes import device_name
 from qvit.training.fit_config import FitConfig
 
 KINDS = ("float", "qat")
 PROBE = "qat with a probe"
-WAYS = ("bf16", "compiled", "recomputed")
+WAYS = ("bf16", "compiled", "recomputed", "unfused")
 Times = dict[str, list[tuple[float, float]]]
 
 
-def make(kind: str, name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """The model of a kind ("float", "qat", "qat bf16+compiled", ...) in train mode, images and labels."""
+def make(kind: str, name: str, batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """The model of a kind ("float", "qat", "qat bf16+compiled", ...) in train mode, images and labels, all on the device."""
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False)
+    model = timm.create_model(name, pretrained=False).to(device)
     channels, height, width = model.pretrained_cfg["input_size"]
-    images = torch.randn(batch, channels, height, width)
-    labels = torch.randint(model.num_classes, (batch,))
+    images = torch.randn(batch, channels, height, width).to(device)
+    labels = torch.randint(model.num_classes, (batch,)).to(device)
     if kind.startswith("qat"):
         model = quantize(model, Spec(), quiet=True)
         calibrate(model, [images[:2]])
     if "recomputed" in kind:
         model.set_grad_checkpointing(True)
     return model.train(), images, labels
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def fusing(kind: str) -> AbstractContextManager:
+    """Inside, quantizers take the pass of this kind of step."""
+    return patch("qvit.quantizers.quantizer.fused_pass", lambda *_: None) if "unfused" in kind else nullcontext()
 
 
 def stepper(kind: str, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
@@ -64,10 +80,12 @@ def stepper(kind: str, model: nn.Module, images: Tensor, labels: Tensor) -> Call
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in kind):
-            logits = network(images)
-        nn.functional.cross_entropy(logits.float(), labels).backward()
+        with fusing(kind):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled="bf16" in kind):
+                logits = network(images)
+            nn.functional.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
+        wait(images.device)
 
     return step
 
@@ -84,14 +102,15 @@ def probing_stepper(model: nn.Module, images: Tensor, labels: Tensor) -> Callabl
             nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
         schedule.after_step(0, probed=True)
+        wait(images.device)
 
     return step
 
 
-def interleaved(kinds: tuple[str, ...], name: str, batch: int, rounds: int) -> Times:
+def interleaved(kinds: tuple[str, ...], name: str, batch: int, rounds: int, device: str) -> Times:
     """Seconds of each kind of step, by the clock and of processor time, taking turns; two of each are warm-up."""
-    steps = {kind: stepper(kind, *make(kind, name, batch)) for kind in kinds}
-    steps[PROBE] = probing_stepper(*make("qat", name, batch))
+    steps = {kind: stepper(kind, *make(kind, name, batch, device)) for kind in kinds}
+    steps[PROBE] = probing_stepper(*make("qat", name, batch, device))
     seconds: Times = {kind: [] for kind in steps}
     for round_ in range(rounds + 2):
         for kind, step in steps.items():
@@ -121,25 +140,27 @@ def resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def memory(kind: str, name: str, batch: int) -> dict[str, float]:
+def memory(kind: str, name: str, batch: int, device: str) -> dict[str, float]:
     """Peak MiB of a fresh process, before and after three steps of one kind."""
     command = [sys.executable, __file__, "--model", name, "--batch", str(batch), "--memory-of", kind]
+    command += ["--device", device]
     command += ["--threads", str(torch.get_num_threads())]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def measure_memory(kind: str, name: str, batch: int) -> dict[str, float]:
+def measure_memory(kind: str, name: str, batch: int, device: str) -> dict[str, float]:
     """In the fresh process itself."""
-    step = stepper(kind, *make(kind, name, batch))
-    before = resident_mib()
+    step = stepper(kind, *make(kind, name, batch, device))
+    used = resident_mib if device == "cpu" else lambda: torch.cuda.max_memory_allocated() / 2**20
+    before = used()
     for _ in range(3):
         step()
-    return {"ready": before, "peak": resident_mib()}
+    return {"ready": before, "peak": used()}
 
 
-def profile(name: str, batch: int) -> str:
+def profile(name: str, batch: int, device: str) -> str:
     """Where the time of three QAT steps goes, by operator."""
-    step = stepper("qat", *make("qat", name, batch))
+    step = stepper("qat", *make("qat", name, batch, device))
     step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         for _ in range(3):
@@ -152,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="deit_tiny_patch16_224", help="a timm model that qvit supports")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=10, help="timed steps of each kind")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", metavar="FILE", help="write the result there; - is the standard output")
@@ -167,20 +189,21 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
-        print(json.dumps(measure_memory(arguments.memory_of, arguments.model, arguments.batch)))
+        print(json.dumps(measure_memory(arguments.memory_of, arguments.model, arguments.batch, arguments.device)))
         return
     if arguments.profile:
-        print(profile(arguments.model, arguments.batch))
+        print(profile(arguments.model, arguments.batch, arguments.device))
         return
     kinds = (*KINDS, *(f"{kind} {way}" for way in arguments.variant for kind in KINDS))
-    peak = {kind: memory(kind, arguments.model, arguments.batch) for kind in kinds}
-    seconds = interleaved(kinds, arguments.model, arguments.batch, arguments.rounds)
+    peak = {kind: memory(kind, arguments.model, arguments.batch, arguments.device) for kind in kinds}
+    seconds = interleaved(kinds, arguments.model, arguments.batch, arguments.rounds, arguments.device)
     every = Lagrangian().every
     clock, processor = medians(seconds, 0), medians(seconds, 1)
     result = {
         "model": arguments.model,
         "batch": arguments.batch,
         "threads": arguments.threads,
+        "device": "cpu" if arguments.device == "cpu" else device_name(),
         "rounds": arguments.rounds,
         "ratio": ratio(clock, every),
         "ratio_without_probes": clock["qat"] / clock["float"],

@@ -8,89 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from qvit.quantizers.fake_quantize import composed, fake_quantize
-from qvit.quantizers.fake_quantize_native import Grids, fake_quantize_native, is_native
-
-LOWEST = 2
-TYPES = (torch.float32, torch.bfloat16)
-
-
-class Case:
-    """A tensor, a bank of its own for every group (or a shared one), widths, and an upstream gradient."""
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        groups: int,
-        axis: int,
-        *,
-        signed: bool = True,
-        offset: bool = False,
-        shared: bool = False,
-        per_width: int = 1,
-        x_type: torch.dtype = torch.float32,
-        out_type: torch.dtype = torch.float32,
-        seed: int = 0,
-    ) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.grids, self.per_width, self.out_type = Grids(groups, axis, signed, LOWEST), per_width, out_type
-        self.elements = 7.5
-        rows = 1 if shared else groups
-        self.scale = 0.05 + torch.rand(rows, 7, generator=generator)
-        self.offset = torch.randn(rows, 7, generator=generator) if offset else None
-        self.widths = torch.randint(2, 9, (groups // per_width,), generator=generator)
-        self.bits = self.widths.float()
-        reach = self.scale.mean() * 2.0 ** float(self.bits.mean())
-        self.x = (torch.randn(shape, generator=generator) * reach).to(x_type)
-        self.d = torch.randn(shape, generator=generator).to(out_type)
-
-    def leaves(self) -> list[Tensor | None]:
-        """x, scale, offset and bits, to be differentiated."""
-        each = (self.x, self.scale, self.offset, self.bits)
-        return [None if t is None else t.clone(memory_format=torch.preserve_format).requires_grad_() for t in each]
-
-    def native(self) -> list[Tensor]:
-        """x_hat and the gradients of the leaves, by the native pass."""
-        x, scale, offset, bits = leaves = self.leaves()
-        assert is_native(x, scale, self.out_type)  # type: ignore[arg-type]
-        out = fake_quantize_native(x, scale, offset, bits, self.widths, self.elements, self.grids, self.out_type)  # type: ignore[arg-type]
-        return [out.detach(), *torch.autograd.grad(out, [t for t in leaves if t is not None], self.d)]
-
-    def torch(self, function) -> list[Tensor]:  # type: ignore[no-untyped-def]
-        """The same by `function`, on what each group picks from the bank, in float32 and cast."""
-        x, scale, offset, bits = leaves = self.leaves()
-        groups, axis, signed, _ = self.grids
-        widths = self.widths.repeat_interleave(self.per_width)
-        rows = torch.zeros(groups, dtype=torch.int64) if len(self.scale) == 1 else torch.arange(groups)
-        picked = [None if bank is None else bank[rows, widths - LOWEST] for bank in (scale, offset)]
-        high = 2 ** (widths - 1) - 1 if signed else 2**widths - 1
-        factor = (self.elements * high.float()).rsqrt()
-        each = bits.repeat_interleave(self.per_width)  # type: ignore[union-attr]
-        out = function(x.float(), *picked, each, factor, axis, signed).to(self.out_type)  # type: ignore[union-attr]
-        return [out.detach(), *torch.autograd.grad(out, [t for t in leaves if t is not None], self.d)]
-
-
-def same_bits(left: Tensor, right: Tensor) -> bool:
-    """Equal, zeros of either sign told apart, any NaN equal to any other."""
-    nan = left.isnan()
-    signs = (left.signbit() == right.signbit()) | nan
-    return (
-        left.dtype == right.dtype and torch.equal(nan, right.isnan()) and bool((((left == right) | nan) & signs).all())
-    )
-
-
-def check(case: Case) -> None:
-    out, grad_x, *sums = case.native()
-    expected, expected_grad_x, *expected_sums = case.torch(fake_quantize)
-    assert out.shape == case.x.shape
-    assert same_bits(out, expected)
-    assert torch.equal(grad_x, expected_grad_x)
-    for ours, reference in zip(sums, expected_sums, strict=True):
-        assert ours.shape == reference.shape
-        assert torch.allclose(ours, reference, rtol=1e-4, atol=1e-4 * float(reference.abs().max()) + 1e-5)
-
+from qvit.quantizers.fake_quantize_native import fake_quantize_native
+from toy_fake_quantize import TYPES, Case, check, same_bits
 
 @settings(max_examples=60)
 @given(
@@ -110,13 +31,14 @@ def test_equals_the_torch_formulas(  # type: ignore[no-untyped-def]
 ) -> None:
     count = groups * per_width
     options = {"signed": signed, "offset": offset and not signed, "shared": shared, "per_width": per_width}
-    check(Case((before, count * block, after), count, 1, **options, x_type=types[0], out_type=types[1], seed=seed))
+    case = Case((before, count * block, after), count, 1, **options, x_type=types[0], out_type=types[1], seed=seed)
+    check(case, fake_quantize_native)
 
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_equals_the_definition(signed: bool) -> None:
     case = Case((3, 8, 40), 4, 1, signed=signed, offset=not signed)
-    for ours, reference in zip(case.native(), case.torch(composed), strict=True):
+    for ours, reference in zip(case.fused(fake_quantize_native), case.torch(composed), strict=True):
         assert torch.allclose(ours, reference, rtol=1e-4, atol=1e-4)
 
 
@@ -131,9 +53,9 @@ def test_ties_zeros_and_extremes(x_type: torch.dtype, offset: bool) -> None:
     inf, nan = float("inf"), float("nan")
     row = [0.25, -0.25, 0.75, -0.75, 0.0, -0.0, 1e-41, -1e-41, 3e38, -3e38, inf, -inf, nan, 1.0, 63.75, -64.25, -0.125]
     case.x = torch.tensor(row * 2 + [0.25]).to(x_type).view(5, 7)
-    assert same_bits(case.native()[0], case.torch(fake_quantize)[0])
-    assert case.native()[0].isnan().sum() == 2
-    assert case.native()[2].isnan().any()  # training sees it in the gradient of the scale too
+    assert same_bits(case.fused(fake_quantize_native)[0], case.torch(fake_quantize)[0])
+    assert case.fused(fake_quantize_native)[0].isnan().sum() == 2
+    assert case.fused(fake_quantize_native)[2].isnan().any()  # training sees it in the gradient of the scale too
 
 
 def test_a_gradient_passes_inside_and_ends_outside() -> None:
@@ -142,7 +64,7 @@ def test_a_gradient_passes_inside_and_ends_outside() -> None:
     case.scale.fill_(1.0)
     case.x = torch.linspace(-12, 12, 64)
     case.d.fill_(float("inf"))
-    grad_x = case.native()[1]
+    grad_x = case.fused(fake_quantize_native)[1]
     inside = (case.x >= -8) & (case.x <= 7)
     assert torch.equal(grad_x, torch.where(inside, case.d, 0.0))
 
@@ -155,24 +77,24 @@ def test_threads_change_nothing(shape: tuple[int, ...], groups: int, axis: int) 
     try:
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
-            found.append(case.native())
+            found.append(case.fused(fake_quantize_native))
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-    check(case)
+    check(case, fake_quantize_native)
 
 
 def test_strides_do_not_matter() -> None:
     case = Case((2, 4, 5, 6), 4, 1)
-    dense = case.native()
+    dense = case.fused(fake_quantize_native)
     case.x = case.x.transpose(1, 2).contiguous().transpose(1, 2)
     case.d = case.d.transpose(2, 3).contiguous().transpose(2, 3)
     assert not case.x.is_contiguous()
     assert not case.d.is_contiguous()
-    assert all(torch.equal(a, b) for a, b in zip(dense, case.native(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(dense, case.fused(fake_quantize_native), strict=True))
     case.d = torch.ones(()).expand(case.x.shape)
-    check(case)
+    check(case, fake_quantize_native)
 
 
 def test_a_child_of_a_fork_can_call_it() -> None:
@@ -181,11 +103,11 @@ def test_a_child_of_a_fork_can_call_it() -> None:
     case = Case((3, 30000), 3, 0)
     try:
         torch.set_num_threads(2)
-        expected = case.native()
+        expected = case.fused(fake_quantize_native)
         child = os.fork()
         if child == 0:
             torch.set_num_threads(1)
-            same = all(torch.equal(a, b) for a, b in zip(expected, case.native(), strict=True))
+            same = all(torch.equal(a, b) for a, b in zip(expected, case.fused(fake_quantize_native), strict=True))
             os._exit(0 if same else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
@@ -205,20 +127,9 @@ def test_a_width_without_a_slot_is_refused() -> None:
     case = Case((4, 6), 2, 0)
     case.widths[1] = 9
     with pytest.raises(IndexError, match="bit-width 9 of group 1 has no slot in a bank of 7 from 2 on"):
-        case.native()
+        case.fused(fake_quantize_native)
 
 
 def test_an_axis_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match=r"axis -1 of \(4, 5\) does not divide into 2 equal groups"):
-        Case((4, 5), 2, -1).native()
-
-
-def test_what_it_takes() -> None:
-    x, scale, wide = torch.zeros(2), torch.ones(1, 1), torch.float32
-    assert is_native(x, scale, wide)
-    assert is_native(x.bfloat16(), scale, torch.bfloat16)
-    for other in (x.double(), x.half(), x.to("meta")):
-        assert not is_native(other, scale, wide)
-    for other in (scale.bfloat16(), scale.to("meta")):
-        assert not is_native(x, other, wide)
-    assert not is_native(x, scale, torch.float16)
+        Case((4, 5), 2, -1).fused(fake_quantize_native)

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 from qvit.cli import main
-from qvit.report import live_page
-from qvit.report.live_page import PAGE, SHARE, SHORTEST, LivePage
+from qvit.pipeline import live_page
+from qvit.pipeline.live_page import PAGE, SHARE, SHORTEST, LivePage
 from toy_report import write_run
 
 

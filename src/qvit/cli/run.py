@@ -14,7 +14,7 @@ from typing import Any
 from ..pipeline.finished import read_result
 from ..pipeline.run import run_recipe
 from ..planning.dry_run import dry_run, not_looked_at
-from ..report.live_page import PAGE
+from ..pipeline.live_page import PAGE
 from ..settings.recipe import Recipe, load_recipe
 from ..system.processes import is_main
 from .output import COST_COLUMNS, Column, say, table

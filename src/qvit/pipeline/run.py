@@ -24,7 +24,7 @@ from ..bits.init_bits import apply_init_bits
 from ..data import preprocess_of
 from ..methods import METHODS
 from ..quantizers.quantizer import named_quantizers
-from ..report.live_page import LivePage
+from .live_page import LivePage
 from ..settings.recipe import FLOAT, Recipe
 from ..system.processes import is_main, process_state, require_same
 from ..system.storage import check_writable

@@ -18,7 +18,7 @@ bfloat16. Under autocast the consumer of x_hat, a matrix product, would turn flo
 x is often bfloat16 itself. Here x, x_hat and their gradients are each float32 or bfloat16 in memory and float32 in
 arithmetic: what saves the copies changes no value.
 
-Where it does not apply (other devices, other types, while torch.compile traces) the quantizer takes `fake_quantize`.
+Where it applies, `fused` says.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ import torch
 from torch import Tensor
 
 from qvit_runtime.engine import native
-
-_TYPES = (torch.float32, torch.bfloat16)
 
 
 class Grids(NamedTuple):
@@ -48,14 +46,8 @@ class Grids(NamedTuple):
     lowest: int
 
 
-def is_native(x: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
-    """Whether `fake_quantize_native` takes these tensors and gives this type."""
-    known = x.dtype in _TYPES and dtype in _TYPES and scale.dtype == torch.float32
-    return known and x.is_cpu and scale.is_cpu and not torch.compiler.is_compiling()
-
-
-def _shape(x: Tensor, grids: Grids) -> tuple[int, int, int]:
-    """(before, groups, rest)"""
+def grouped_shape(x: Tensor, grids: Grids) -> tuple[int, int, int]:
+    """(before, groups, rest); ValueError for an axis that does not divide."""
     if grids.groups == 1:
         return 1, 1, x.numel()
     shape, axis = x.shape, grids.axis % x.dim()
@@ -77,7 +69,7 @@ def _address(t: Tensor) -> tuple[int, bool]:
 class _FakeQuantizeNative(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, offset, bits, widths, elements, grids, dtype):  # type: ignore[no-untyped-def]
-        shape, x = _shape(x, grids), x.contiguous()
+        shape, x = grouped_shape(x, grids), x.contiguous()
         out = torch.empty(x.shape, dtype=dtype)
         bank = _bank(scale, offset, widths, grids)
         native().fake_quantize(shape, bank, _address(x), _address(out), torch.get_num_threads())

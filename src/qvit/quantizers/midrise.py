@@ -73,7 +73,7 @@ class MidRiseQuantizer(Quantizer):
     def banks(self, elements: float) -> tuple[Tensor, Tensor]:
         """Scales and, half a step above zero at 2 bits, offsets."""
         scale = self.log_scale.exp()
-        factor = scale.new_tensor(elements).rsqrt()  # g at 2 bits, where Qp is 1
+        factor = scale.new_full((), elements).rsqrt()  # g at 2 bits, where Qp is 1
         return scale, scale_grad(scale, factor) * self.rises
 
     def extra_repr(self) -> str:

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from ..spec import Bits, FixedBits, LearnedBits, ScaleBank, SharedScale, SingleScale
 from .fake_quantize import code_range, fake_quantize
-from .fake_quantize_native import Grids, fake_quantize_native, is_native
+from .fake_quantize_native import Grids
+from .fused import fused_pass
 
 HYSTERESIS = 0.05  # a bit must pass the tie at x.5 by this much before the slot changes
 
@@ -174,9 +175,10 @@ class Quantizer(nn.Module):
     def _quantized(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         elements = self.elements_per_group(x)
         scales, offsets = self.banks(elements)
-        if is_native(x, self.log_scale, dtype):
+        fused = fused_pass(x, self.log_scale, dtype)
+        if fused is not None:
             grids = Grids(self.scale_groups, self.axis, self.signed, self.candidates[0])
-            return fake_quantize_native(x, scales, offsets, self.bits, self.bit_width, elements, grids, dtype)
+            return fused(x, scales, offsets, self.bits, self.bit_width, elements, grids, dtype)
         widths = self.per_scale(self.bit_width).float()
         bits = widths + self.per_scale(self.bits - self.bits.detach()) if self.is_learned else widths
         with torch.no_grad():

@@ -22,6 +22,12 @@ def process_state() -> PartialState:
     return PartialState(cpu=on_cpu())
 
 
+def device_name() -> str:
+    """What this process computes on, in words: "cpu", or the name of its accelerator."""
+    device = process_state().device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def is_main() -> bool:
     """Whether this process writes files."""
     return bool(process_state().is_main_process)

@@ -27,7 +27,7 @@ class LivePage:
     """
 
     def __init__(self, out: Path) -> None:
-        from . import refresh  # needs the extra `report`
+        from ..report import refresh  # needs the extra `report`
 
         self.out, self.page = out, out / PAGE
         self._refresh = refresh

@@ -1,0 +1,24 @@
+"""Which tensors the fused passes take."""
+
+from __future__ import annotations
+
+import torch
+
+from qvit.quantizers.fake_quantize_native import fake_quantize_native
+from qvit.quantizers.fused import fused_pass
+
+
+def test_what_the_native_pass_takes() -> None:
+    x, scale, wide = torch.zeros(2), torch.ones(1, 1), torch.float32
+    assert fused_pass(x, scale, wide) is fake_quantize_native
+    assert fused_pass(x.bfloat16(), scale, torch.bfloat16) is fake_quantize_native
+    for other in (x.double(), x.half(), x.to("meta")):
+        assert fused_pass(other, scale, wide) is None
+    for other in (scale.bfloat16(), scale.to("meta")):
+        assert fused_pass(x, other, wide) is None
+    assert fused_pass(x, scale, torch.float16) is None
+
+
+def test_none_where_the_formulas_are_compiled() -> None:
+    compiled = torch.compile(lambda x, scale: fused_pass(x, scale, torch.float32) is None, backend="eager")
+    assert compiled(torch.zeros(2), torch.ones(1, 1))
