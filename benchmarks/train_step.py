@@ -37,8 +37,8 @@ from qvit.bits.cost import cost
 from qvit.calibration.calibrate import calibrate
 from qvit.network.convert import quantize
 from qvit.spec import Spec
-from qvit.training.bit_schedule import BitSchedule
 from qvit.system.processes import device_name
+from qvit.training.bit_schedule import BitSchedule
 from qvit.training.fit_config import FitConfig
 
 KINDS = ("float", "qat")

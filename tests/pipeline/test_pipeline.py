@@ -26,6 +26,7 @@ from qvit.quantizers.quantizer import named_quantizers
 from qvit.settings.provenance import check_recipe
 from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_values
 from qvit.spec import FixedBits, LearnedBits, Spec
+from qvit.system.processes import device_name
 from qvit.system.runs import CheckpointError, Run, load_tensors, save_tensors
 from toy_models import vit
 from toy_pipeline import FIELDS, UNIFORM3
@@ -60,6 +61,7 @@ def test_result_has_what_the_world_reads(done: tuple[Path, Path]) -> None:
     assert len(result["bits"]["blocks.0.attn.v"]) == 2
     assert isinstance(result["bits"]["blocks.0.mlp.fc1.weight"], int)
     assert {"torch", "timm", "qvit", "python"} <= result["versions"].keys()
+    assert result["device"] == device_name()
     assert result["agreement_frozen"] > 95
     floating = read_result(run / "float")
     assert floating.keys() >= FIELDS
@@ -83,6 +85,7 @@ def test_provenance_is_that_of_the_row(done: tuple[Path, Path]) -> None:
     assert recipes[""].data.image_size == 28  # blanks are filled
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["versions"] == read_result(run)["versions"]
+    assert provenance["device"] == read_result(run)["device"]
 
 
 def test_a_budget_of_uniform_bits_is_a_number_in_all_that_a_run_leaves(done: tuple[Path, Path], tmp_path: Path) -> None:

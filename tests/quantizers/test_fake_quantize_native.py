@@ -13,6 +13,7 @@ from qvit.quantizers.fake_quantize import composed, fake_quantize
 from qvit.quantizers.fake_quantize_native import fake_quantize_native
 from toy_fake_quantize import TYPES, Case, check, same_bits
 
+
 @settings(max_examples=60)
 @given(
     groups=st.integers(1, 4),

@@ -53,7 +53,9 @@ def test_equals_the_torch_formulas(  # type: ignore[no-untyped-def]
     count = groups * per_width
     options = {"signed": signed, "offset": offset and not signed, "shared": shared, "per_width": per_width}
     types = types if GPU else (torch.float32, torch.float32)
-    case = Case((before, count * 2, after), count, 1, **options, x_type=types[0], out_type=types[1], seed=seed, device=DEVICE)
+    case = Case(
+        (before, count * 2, after), count, 1, **options, x_type=types[0], out_type=types[1], seed=seed, device=DEVICE
+    )
     assert same(case, triton_pass)
     check_sums(case.fused(triton_pass)[2:], case.torch(fake_quantize)[2:])
 

@@ -19,6 +19,7 @@ from ..data import DataConfig, open_eval, resolve_data
 from ..evaluation.evaluate import evaluate
 from ..pipeline.finished import load_exact, read_recipe
 from ..pipeline.float_model import create_float_model
+from ..system.processes import model_device
 from .data import add_source_options, check_weights_are_wanted, data_from, is_timm_name, recipe_with_weights, timm_model
 from .output import say
 
@@ -88,7 +89,7 @@ def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | q
     if path.suffix == ".toml":
         recipe = recipe_with_weights(path)
         model = create_float_model(recipe.model)
-        return model, resolve_data(data_from(arguments, recipe.data), model)
+        return model.to(model_device()), resolve_data(data_from(arguments, recipe.data), model)
     if path.suffix == ".qvit":
         program = qvit_runtime.load(path)
         prepare = program.preprocess
@@ -105,6 +106,6 @@ def _open_model(what: str, arguments: argparse.Namespace) -> tuple[nn.Module | q
         return program, data_from(arguments, base)
     if path.is_dir():
         data = read_recipe(path).data
-        return load_exact(path), data_from(arguments, data)
+        return load_exact(path).to(model_device()), data_from(arguments, data)
     model = create_float_model(timm_model(what, arguments))
-    return model, resolve_data(data_from(arguments, DataConfig(dataset="digits")), model)
+    return model.to(model_device()), resolve_data(data_from(arguments, DataConfig(dataset="digits")), model)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..pipeline.finished import read_result
+from ..pipeline.live_page import PAGE
 from ..pipeline.run import run_recipe
 from ..planning.dry_run import dry_run, not_looked_at
-from ..pipeline.live_page import PAGE
 from ..settings.recipe import Recipe, load_recipe
 from ..system.processes import is_main
 from .output import COST_COLUMNS, Column, say, table

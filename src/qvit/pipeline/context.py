@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ..data import DataConfig, Splits, open_data, resolve_data
-from .live_page import LivePage
 from ..settings.recipe import Recipe
-from ..system.processes import process_state
+from ..system.processes import model_device
 from .float_model import create_float_model
+from .live_page import LivePage
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def open_recipe(
 ) -> Context:
     """Create the float model and open the data of a recipe; for the last two arguments see `open_data`."""
     torch.manual_seed(recipe.seed)
-    model = create_float_model(recipe.model).to(process_state().device)
+    model = create_float_model(recipe.model).to(model_device())
     data = resolve_data(recipe.data, model)
     splits = open_data(data, recipe.seed, max_eval_images=max_eval_images, skipped=skipped)
     return Context(recipe, model, data, splits, quiet)

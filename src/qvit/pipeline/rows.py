@@ -199,7 +199,7 @@ def teacher_of(context: Context, config: FitConfig) -> nn.Module | Teacher:
     }
     batches = round(config.epochs * context.splits.train_batches) + config.accumulate
     return CachedTeacher(
-        context.model,
+        context.model.to(process.device),
         context.cache,
         key,
         batches,

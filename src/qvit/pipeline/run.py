@@ -24,11 +24,11 @@ from ..bits.init_bits import apply_init_bits
 from ..data import preprocess_of
 from ..methods import METHODS
 from ..quantizers.quantizer import named_quantizers
-from .live_page import LivePage
 from ..settings.recipe import FLOAT, Recipe
 from ..system.processes import is_main, process_state, require_same
 from ..system.storage import check_writable
 from .context import Context, open_recipe
+from .live_page import LivePage
 from .rows import quantized_row, train_float_row, uniform_row
 
 

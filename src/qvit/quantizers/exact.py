@@ -19,8 +19,12 @@ from .quantizer import Quantizer
 
 
 def in_float64(model: nn.Module) -> nn.Module:
-    """A copy of `model` in float64 around float32 quantizers, in eval mode. Float32 values convert without loss."""
-    exact = copy.deepcopy(model).double().eval()
+    """A copy of `model` in float64 around float32 quantizers, in eval mode. Float32 values convert without loss.
+
+    On the model's device, or the CPU where that has no float64 (Apple's GPU).
+    """
+    copied = copy.deepcopy(model)
+    exact = (copied.cpu() if next(model.parameters()).device.type == "mps" else copied).double().eval()
     for module in exact.modules():
         if isinstance(module, Quantizer):
             module.float()

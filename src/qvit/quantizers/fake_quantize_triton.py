@@ -42,9 +42,9 @@ def _place(group, widths, groups, bit_groups, rows, slots, lowest):
 
 
 @triton.jit
-def _range(width, SIGNED: tl.constexpr):
+def _range(width, signed: tl.constexpr):
     """Lowest and highest code, float32."""
-    if SIGNED:
+    if signed:
         half = (1 << (width - 1)).to(tl.float32)
         low, high = -half, half - 1
     else:
@@ -53,12 +53,12 @@ def _range(width, SIGNED: tl.constexpr):
 
 
 @triton.jit
-def _elements(group, tile, count, rest, groups, ONE_GROUP: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def _elements(group, tile, count, rest, groups, one_group: tl.constexpr, wide: tl.constexpr, block: tl.constexpr):
     """Where in x the elements of one tile of a group are, and which of them exist."""
-    if WIDE:
-        tile = tile.to(tl.int64)
-    k = tile * BLOCK + tl.arange(0, BLOCK)
-    if ONE_GROUP:
+    if wide:
+        tile, group = tile.to(tl.int64), group.to(tl.int64)
+    k = tile * block + tl.arange(0, block)
+    if one_group:
         index = k
     else:
         index = (k // rest) * groups * rest + group * rest + k % rest
@@ -66,10 +66,10 @@ def _elements(group, tile, count, rest, groups, ONE_GROUP: tl.constexpr, WIDE: t
 
 
 @triton.jit
-def _steps(x, index, mask, s, o, low, high, HAS_OFFSET: tl.constexpr):
+def _steps(x, index, mask, s, o, low, high, has_offset: tl.constexpr):
     """(x - o) / s, and the same inside the range of codes."""
     v = tl.load(x + index, mask=mask, other=0.0).to(tl.float32)
-    if HAS_OFFSET:
+    if has_offset:
         v = v - o
     u = tl.div_rn(v, s)
     inside = tl.minimum(u, high, propagate_nan=tl.PropagateNan.ALL)
@@ -79,19 +79,19 @@ def _steps(x, index, mask, s, o, low, high, HAS_OFFSET: tl.constexpr):
 @triton.jit(do_not_specialize=_SAME)
 def _values(
     x, out, scale, offset, widths, count, rest, groups, bit_groups, rows, slots, lowest, chunks,
-    SIGNED: tl.constexpr, HAS_OFFSET: tl.constexpr, ONE_GROUP: tl.constexpr, WIDE: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    signed: tl.constexpr, has_offset: tl.constexpr, one_group: tl.constexpr, wide: tl.constexpr, tiles: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     group, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     width, _slot, entry = _place(group, widths, groups, bit_groups, rows, slots, lowest)
-    low, high = _range(width, SIGNED)
+    low, high = _range(width, signed)
     s, o = tl.load(scale + entry), 0.0
-    if HAS_OFFSET:
+    if has_offset:
         o = tl.load(offset + entry)
-    for tile in range(TILES):
-        index, mask = _elements(group, chunk * TILES + tile, count, rest, groups, ONE_GROUP, WIDE, BLOCK)
-        _u, inside = _steps(x, index, mask, s, o, low, high, HAS_OFFSET)
+    for tile in range(tiles):
+        index, mask = _elements(group, chunk * tiles + tile, count, rest, groups, one_group, wide, block)
+        _u, inside = _steps(x, index, mask, s, o, low, high, has_offset)
         hat = (inside + ROUNDER - ROUNDER) * s
-        if HAS_OFFSET:
+        if has_offset:
             hat = hat + o
         tl.store(out + index, hat.to(out.dtype.element_ty), mask=mask)
 
@@ -99,20 +99,20 @@ def _values(
 @triton.jit(do_not_specialize=_SAME)
 def _gradients(
     x, d, grad_x, sums, scale, offset, widths, count, rest, groups, bit_groups, rows, slots, lowest, chunks,
-    SIGNED: tl.constexpr, HAS_OFFSET: tl.constexpr, ONE_GROUP: tl.constexpr, WIDE: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr,
+    signed: tl.constexpr, has_offset: tl.constexpr, one_group: tl.constexpr, wide: tl.constexpr, tiles: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """sums: (3, groups, chunks) of d over elements inside (times the rounding error), above and below the range."""
     group, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     width, _slot, entry = _place(group, widths, groups, bit_groups, rows, slots, lowest)
-    low, high = _range(width, SIGNED)
+    low, high = _range(width, signed)
     s, o = tl.load(scale + entry), 0.0
-    if HAS_OFFSET:
+    if has_offset:
         o = tl.load(offset + entry)
-    errors = tl.zeros((BLOCK,), tl.float32)
+    errors = tl.zeros((block,), tl.float32)
     above, below = errors, errors
-    for tile in range(TILES):
-        index, mask = _elements(group, chunk * TILES + tile, count, rest, groups, ONE_GROUP, WIDE, BLOCK)
-        u, inside = _steps(x, index, mask, s, o, low, high, HAS_OFFSET)
+    for tile in range(tiles):
+        index, mask = _elements(group, chunk * tiles + tile, count, rest, groups, one_group, wide, block)
+        u, inside = _steps(x, index, mask, s, o, low, high, has_offset)
         upstream = tl.load(d + index, mask=mask, other=0.0).to(tl.float32)
         is_above, is_below = u > high, u < low
         through = tl.where(is_above | is_below, 0.0, upstream)
@@ -129,36 +129,36 @@ def _gradients(
 @triton.jit(do_not_specialize=_SAME)
 def _bank(
     sums, grad_scale, grad_offset, grad_bits, scale, widths, elements, groups, bit_groups, rows, slots, lowest, chunks,
-    SIGNED: tl.constexpr, HAS_OFFSET: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr,
+    signed: tl.constexpr, has_offset: tl.constexpr, padded: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """grad_scale and grad_offset: (groups, slots), zero but in the slot in force; grad_bits: (groups,)."""
     group = tl.program_id(0)
     width, slot, entry = _place(group, widths, groups, bit_groups, rows, slots, lowest)
-    low, high = _range(width, SIGNED)
-    chunk = tl.arange(0, BLOCK)
+    low, high = _range(width, signed)
+    chunk = tl.arange(0, block)
     at, mask = sums + group * chunks + chunk, chunk < chunks
     error = tl.sum(tl.load(at, mask=mask, other=0.0))
     upper = tl.sum(tl.load(at + groups * chunks, mask=mask, other=0.0))
     lower = tl.sum(tl.load(at + 2 * groups * chunks, mask=mask, other=0.0))
     of_scale = (error + upper * high + lower * low) / tl.sqrt_rn(elements * high)
     of_bits = LN2 * (high + 1) * tl.load(scale + entry)
-    if SIGNED:
+    if signed:
         of_bits = of_bits * (upper - lower)
     else:
         of_bits = of_bits * upper
-    slot_of = tl.arange(0, SLOTS)
+    slot_of = tl.arange(0, padded)
     row = group * slots + slot_of
     tl.store(grad_scale + row, tl.where(slot_of == slot, of_scale, 0.0), mask=slot_of < slots)
-    if HAS_OFFSET:
+    if has_offset:
         tl.store(grad_offset + row, tl.where(slot_of == slot, upper + lower, 0.0), mask=slot_of < slots)
     tl.store(grad_bits + group, of_bits)
 
 
 class _Launch(NamedTuple):
-    """How the kernels go over a tensor. A block of threads takes TILES tiles of BLOCK elements of one group: a chunk."""
+    """How the kernels go over a tensor. A block of threads takes `tiles` tiles of BLOCK elements of one group: a chunk."""
 
     sizes: tuple[int, ...]  # count, rest, groups, bit_groups, rows, slots, lowest, chunks
-    kinds: tuple[int, ...]  # SIGNED, HAS_OFFSET, ONE_GROUP, WIDE, TILES
+    kinds: tuple[int, ...]  # signed, has_offset, one_group, wide, tiles
 
     @property
     def programs(self) -> tuple[int]:
@@ -176,19 +176,23 @@ def _launch(x: Tensor, scale: Tensor, offset: Tensor | None, widths: Tensor, gri
 
 class _FakeQuantizeTriton(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, scale, offset, bits, widths, elements, grids, dtype):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, scale, offset, bits, widths, elements, grids, dtype):
         x = x.contiguous()
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
         launch = _launch(x, scale, offset, widths, grids)
         if x.numel():
-            with torch.cuda.device(x.get_device()):  # another may be current; -1, a CPU's in the interpreter, changes nothing
-                _values[launch.programs](x, out, scale, offset, widths, *launch.sizes, *launch.kinds, BLOCK, enable_fp_fusion=False)
+            with torch.cuda.device(
+                x.get_device()
+            ):  # another may be current; -1, a CPU's in the interpreter, changes nothing
+                _values[launch.programs](
+                    x, out, scale, offset, widths, *launch.sizes, *launch.kinds, BLOCK, enable_fp_fusion=False
+                )
         ctx.save_for_backward(x, scale, offset, bits, widths)
         ctx.elements, ctx.launch = elements, launch
         return out
 
     @staticmethod
-    def backward(ctx, d):  # type: ignore[no-untyped-def]
+    def backward(ctx, d):
         x, scale, offset, bits, widths = ctx.saved_tensors
         sizes, kinds = ctx.launch
         _count, _rest, groups, _bit_groups, rows, slots, _lowest, chunks = sizes

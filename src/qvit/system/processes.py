@@ -22,6 +22,15 @@ def process_state() -> PartialState:
     return PartialState(cpu=on_cpu())
 
 
+def model_device() -> torch.device:
+    """Where models are calibrated and evaluated: this process's CUDA device, or else the CPU.
+
+    Not Apple's GPU: modules are judged in float64, which it does not have. `fit` trains there all the same.
+    """
+    device = process_state().device
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
 def device_name() -> str:
     """What this process computes on, in words: "cpu", or the name of its accelerator."""
     device = process_state().device
