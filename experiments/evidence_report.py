@@ -86,10 +86,22 @@ def _document(kept: Path, found: list[Found], latency: Latency, docs: Path) -> I
     yield from engine_words(latency)
     yield from ablations(found)
     yield from section(kept, docs)
+    yield from devices(found)
     missing = {f.row.name: [seed for _, seed in f.row.runs if seed not in f.results] for f in found}
     if any(missing.values()):
         rows = [f"{name} ({', '.join(map(str, seeds))})" for name, seeds in missing.items() if seeds]
         yield f"Not trained yet, with their seeds: {', '.join(rows)}.\n"
+
+
+def devices(found: list[Found]) -> Iterator[str]:
+    """Which runs were not trained on a CPU; results from before it was recorded were."""
+    elsewhere: dict[str, list[str]] = {}
+    for f in found:
+        for device in sorted({result.get("device", "cpu") for result in f.results.values()} - {"cpu"}):
+            seeds = [str(seed) for seed, result in f.results.items() if result.get("device") == device]
+            elsewhere.setdefault(device, []).append(f"{f.row.name} ({', '.join(seeds)})")
+    for device, runs in elsewhere.items():
+        yield f"Trained on a GPU ({device}), with their seeds: {', '.join(runs)}; the others on a CPU. All were frozen and judged on a CPU.\n"
 
 
 def distilled(found: list[Found], latency: Latency) -> Iterator[str]:

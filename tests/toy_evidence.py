@@ -13,11 +13,17 @@ from evidence_losses import NAME
 
 
 def write_result(
-    kept: Path, name: str, right: np.ndarray, gbitops: float | None, losses: np.ndarray | None = None
+    kept: Path,
+    name: str,
+    right: np.ndarray,
+    gbitops: float | None,
+    losses: np.ndarray | None = None,
+    device: str = "",
 ) -> None:
     """A finished run: `right` is the outcome of every image, bool (images,); without GBitOPs it is a float row.
 
     losses  cross entropy of every image; None: not kept
+    device  that it was trained on; "": not recorded, as in early results
     """
     (kept / name).mkdir(parents=True)
     record = {
@@ -27,6 +33,7 @@ def write_result(
         "artifact_kib": 300.0,
         "correct": np.packbits(right).tobytes().hex(),
     }
+    record |= {"device": device} if device else {}
     (kept / name / "result.json").write_text(json.dumps(record))
     if losses is not None:
         save_file({"losses": losses.astype(np.float16)}, kept / name / NAME)

@@ -35,6 +35,21 @@ def test_an_interval_by_hand() -> None:
     assert str(found) == f"+37.50 ± {found.over_seeds:.2f} (seeds) ± {found.over_images:.2f} (images)"
 
 
+def test_the_page_names_runs_that_were_trained_on_a_gpu(tmp_path: Path) -> None:
+    page = tmp_path / "evidence.md"
+    write_result(tmp_path, "uniform_w3a3_s0", first(70), 0.45)
+    write_result(tmp_path, "uniform_w3a3_s1", first(70), 0.45, device="cpu")
+    write_document(tmp_path, page)
+    assert "GPU" not in page.read_text()
+    write_result(tmp_path, "uniform_w3a3_s2", first(70), 0.45, device="Card 9")
+    write_result(tmp_path, "headwise_3bit_s1", first(71), 0.45, device="Card 9")
+    write_document(tmp_path, page)
+    assert (
+        "Trained on a GPU (Card 9), with their seeds: uniform_w3a3 (2), headwise_3bit (1); the others on a CPU."
+        in page.read_text()
+    )
+
+
 def test_one_seed_shows_nothing_and_two_may() -> None:
     right, half = np.ones((1, 100), bool), np.arange(100)[None] < 50
     one = difference(right, half)
