@@ -2,12 +2,14 @@
 
     python experiments/evidence.py                  # train what is missing, in the order of evidence_rows.py
     python experiments/evidence.py --only headwise_3bit --seeds 0 1
+    python experiments/evidence.py --parallel 16    # so many at a time: on a GPU, or where there are many cores
     python experiments/evidence.py --latency        # time the kept programs in the native engine, on a quiet machine
     python experiments/evidence.py --losses         # those of runs that were kept without, from their directories in runs/
     python experiments/evidence.py --tables         # docs/evidence.md, its figures, README.md from the result files alone
 
-A row takes about half an hour of one core; it is resumed where it was killed, and a finished one is not trained again. What is
-kept of a row, in experiments/results/evidence/NAME_sSEED:
+A row takes about half an hour of one core; it is resumed where it was killed, and a finished one is not trained again. Small models
+leave a GPU nearly idle, and what it waits for is one core per row that augments images and launches kernels, so rows go side by side there;
+NVIDIA's MPS, if it runs, lets their kernels overlap. What is kept of a row, in experiments/results/evidence/NAME_sSEED:
 
     result.json      as `qvit run` wrote it, and `correct`: the outcome of every validation image, one bit each, as hexadecimal
     losses.safetensors      cross entropy of every validation image (`evidence_losses`)
@@ -23,11 +25,17 @@ import argparse
 import json
 import os
 import shutil
+import traceback
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from timm.layers import set_fused_attn
 
 from evidence_convergence import keep_scales
@@ -49,15 +57,43 @@ RUNS, KEPT = ROOT / "runs" / "evidence", ROOT / "experiments" / "results" / "evi
 LOGS = ("bits.jsonl", "metrics.jsonl")
 
 
+def is_kept(name: str) -> bool:
+    """Whether a run is finished and its results are in the repository."""
+    return (KEPT / name / "result.json").exists()
+
+
 def train(row: Row, name: str, seed: int) -> None:
     """Train (or continue, or recognise) one run and keep its results."""
-    if (KEPT / name / "result.json").exists():
+    if is_kept(name):
         return
     print(f"{name}: {row.recipe}.toml {' '.join((*SHARED, *row.settings))} seed={seed}", flush=True)
     result = run_recipe(row.load(seed), RUNS / name, resume=True, show_placement=False)
     keep(name, result, outcomes(RUNS / name))
     print(f"{name}: top-1 {result['top1']:.2f} %", flush=True)
-    write()
+
+
+def train_apart(name: str, threads: int) -> str:
+    """`train` in a process of its own, with that many threads and what it says in runs/evidence/NAME.log; how it ended, in words."""
+    torch.set_num_threads(threads)
+    set_fused_attn(False)
+    row, seed = next((row, seed) for row in ROWS for run, seed in row.runs if run == name)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with open(RUNS / f"{name}.log", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            train(row, name, seed)
+        except Exception as error:  # the other rows go on
+            traceback.print_exc()
+            return f"{name}: {type(error).__name__}, see {log.name}"
+    return f"{name}: finished"
+
+
+def train_side_by_side(names: list[str], at_once: int) -> None:
+    """All of these runs, so many at a time."""
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    with ProcessPoolExecutor(at_once, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        for done in as_completed([pool.submit(partial(train_apart, name, threads)) for name in names]):
+            print(done.result(), flush=True)
+            write()
 
 
 def outcomes(run: Path) -> np.ndarray:
@@ -87,7 +123,7 @@ def fill_in_losses() -> None:
     """Of kept runs without losses whose directories are there."""
     for _, name, _ in chosen(None, None):
         folder = KEPT / name
-        if not (folder / "result.json").exists() or (folder / LOSSES).exists():
+        if not is_kept(name) or (folder / LOSSES).exists():
             continue
         if (RUNS / name).exists():
             keep_losses(RUNS / name, folder)
@@ -116,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=f"of {', '.join(names)}")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="train so many runs at a time; default: 1")
     parser.add_argument("--latency", action="store_true", help="train nothing, measure latency.json, then as --tables")
     parser.add_argument("--losses", action="store_true", help="train nothing, fill in missing losses, then as --tables")
     parser.add_argument("--tables", action="store_true", help="train nothing, write docs/evidence.md and README.md")
@@ -125,10 +162,14 @@ def main() -> None:
         (KEPT / LATENCY).write_text(json.dumps(measure(KEPT), indent=1) + "\n")
     elif arguments.losses:
         fill_in_losses()
+    elif arguments.parallel > 1 and not arguments.tables:
+        names = [name for _, name, _ in chosen(arguments.only, arguments.seeds)]
+        train_side_by_side([name for name in names if not is_kept(name)], arguments.parallel)
     elif not arguments.tables:
         set_fused_attn(False)  # float rows: in bfloat16 on a CPU it takes twice the time of its parts
         for row, name, seed in chosen(arguments.only, arguments.seeds):
             train(row, name, seed)
+            write()
     write()
 
 

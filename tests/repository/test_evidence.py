@@ -8,11 +8,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
+import evidence
 from evidence_found import best_control, best_uniform, compared, gap_closed, read_rows
 from evidence_readme import BEGIN, END, block, write_readme
 from evidence_report import write_document
-from evidence_rows import DEIT, DISTILLED, ROWS, SWIN
+from evidence_rows import DEIT, DISTILLED, ROWS, SWIN, Row
 from evidence_statistics import difference
 from evidence_svg import ticks
 from evidence_tradeoff import draw_tradeoff
@@ -82,6 +84,29 @@ def test_every_row_is_a_recipe_with_seeds_of_its_own() -> None:
 def page(kept: Path) -> str:
     write_document(kept, kept / "evidence.md")
     return (kept / "evidence.md").read_text()
+
+
+def test_a_run_beside_others_says_how_it_ended_and_leaves_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(row: Row, name: str, seed: int) -> None:
+        print(f"training {row.name} {name} {seed} on {torch.get_num_threads()} threads")
+        if seed == 1:
+            raise FileNotFoundError("no images")
+
+    monkeypatch.setattr(evidence, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(evidence, "train", train)
+    monkeypatch.setattr(evidence, "set_fused_attn", lambda _: None)
+    threads = torch.get_num_threads()
+    try:
+        assert evidence.train_apart("headwise_3bit_s0", 3) == "headwise_3bit_s0: finished"
+        failed = evidence.train_apart("headwise_3bit_s1", 3)
+    finally:
+        torch.set_num_threads(threads)
+    log = tmp_path / "runs" / "headwise_3bit_s1.log"
+    assert failed == f"headwise_3bit_s1: FileNotFoundError, see {log}"
+    assert log.read_text().startswith("training headwise_3bit headwise_3bit_s1 1 on 3 threads\nTraceback")
+    assert log.read_text().endswith("FileNotFoundError: no images\n")
 
 
 def test_the_page_says_what_is_shown_and_what_is_missing(tmp_path: Path) -> None:
