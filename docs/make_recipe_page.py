@@ -50,7 +50,7 @@ BELOW = "see below"
 KINDS = (
     ("Bits: `quantize.weights`, `.activations`, `.edge`", (spec.FixedBits, spec.LearnedBits)),
     ("Groups: `quantize.heads`, `quantize.weight_scale`", (spec.PerTensor, spec.PerHead, spec.PerChannel)),
-    ("Scales: `quantize.scale`", (spec.SwitchableScale, spec.SharedScale, spec.SingleScale)),
+    ("Scales: `quantize.scale`", (spec.SwitchableScale, spec.SharedScale, spec.SingleScale, spec.SingleRange)),
     ("Grid: `quantize.weight_grid`", (spec.MidTread, spec.MidRise)),
     ("Gradient: `quantize.weight_gradient`", (spec.ClippedGradient, spec.PassThroughGradient)),
     ("Where the ends of a grid come from: `quantize.observer`", get_args(Observer)),

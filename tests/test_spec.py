@@ -14,6 +14,7 @@ from qvit.spec import (
     PerHead,
     PerTensor,
     SharedScale,
+    SingleRange,
     SingleScale,
     Spec,
 )
@@ -28,6 +29,7 @@ SPECS = {
         keep_float=("head", "blocks.1.mlp.*"),
     ),
     "single": Spec(heads=PerHead(), scale=SingleScale()),
+    "range": Spec(heads=PerHead(), scale=SingleRange()),
 }
 
 

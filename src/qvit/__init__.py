@@ -64,6 +64,7 @@ from .spec import PerChannel as PerChannel
 from .spec import PerHead as PerHead
 from .spec import PerTensor as PerTensor
 from .spec import SharedScale as SharedScale
+from .spec import SingleRange as SingleRange
 from .spec import SingleScale as SingleScale
 from .spec import Spec as Spec
 from .spec import SwitchableScale as SwitchableScale

@@ -105,12 +105,18 @@ class SingleScale:
     """One scale per group, whatever the bits: the ablation without the switchable scale."""
 
 
+@dataclass(frozen=True)
+class SingleRange:
+    """One learned range per group: its scale at n bits is half of that at n - 1 bits. Between the two others: one parameter, and
+    still a scale that fits when a width is taken up."""
+
+
 Bits = FixedBits | LearnedBits
 Heads = PerTensor | PerHead
 WeightScale = PerTensor | PerChannel
 WeightGrid = MidTread | MidRise
 WeightGradient = ClippedGradient | PassThroughGradient
-ScaleBank = SwitchableScale | SharedScale | SingleScale
+ScaleBank = SwitchableScale | SharedScale | SingleScale | SingleRange
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ CHOICES: dict[str, tuple[type, ...]] = {
     "activations": (FixedBits, LearnedBits),
     "heads": (PerTensor, PerHead),
     "weight_scale": (PerTensor, PerChannel),
-    "scale": (SwitchableScale, SharedScale, SingleScale),
+    "scale": (SwitchableScale, SharedScale, SingleScale, SingleRange),
     "edge": (FixedBits, LearnedBits),
     "weight_grid": (MidTread, MidRise),
     "weight_gradient": (ClippedGradient, PassThroughGradient),

@@ -16,7 +16,7 @@ from qvit.bits.allocate import Lagrangian
 from qvit.bits.sensitivity import Sensitivity
 from qvit.data.order import dealt, leading
 from qvit.quantizers.quantizer import Quantizer, named_quantizers
-from qvit.spec import MidRise, PerChannel, SharedScale, SingleScale, Spec
+from qvit.spec import MidRise, PerChannel, SharedScale, SingleRange, SingleScale, Spec
 from qvit.training.fit_config import FitConfig
 from toy_models import calibrated, images, swin, vit
 from toy_training import toy_run
@@ -90,6 +90,7 @@ def brute_force(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         pytest.param(vit, Spec(weight_grid=MidRise()), id="no-zero"),
         pytest.param(vit, Spec(scale=SharedScale()), id="shared-bank"),
         pytest.param(vit, Spec(scale=SingleScale()), id="single-scale"),
+        pytest.param(vit, Spec(scale=SingleRange()), id="single-range"),
     ],
 )
 def test_table_equals_brute_force(make, spec: Spec) -> None:  # type: ignore[no-untyped-def]
@@ -266,8 +267,8 @@ def test_a_slot_without_zero_makes_the_same_step() -> None:
     torch.testing.assert_close(quantizer.log_scale[4, 0].exp().detach(), (v * level).sum() / (level * level).sum())
 
 
-@pytest.mark.parametrize("scale", [SharedScale(), SingleScale()], ids=["shared", "single"])
-def test_banks_without_slots_of_their_own_stay(scale: SharedScale | SingleScale) -> None:
+@pytest.mark.parametrize("scale", [SharedScale(), SingleScale(), SingleRange()], ids=["shared", "single", "range"])
+def test_banks_without_slots_of_their_own_stay(scale: SharedScale | SingleScale | SingleRange) -> None:
     model = calibrated(vit(), Spec(scale=scale), 16)
     batch = images(model, B)
     before = {n: q.log_scale.detach().clone() for n, q in named_quantizers(model).items() if q.bit_groups > 1}

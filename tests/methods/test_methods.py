@@ -21,7 +21,7 @@ from qvit.pipeline.finished import load_exact, read_recipe, read_result
 from qvit.pipeline.run import run_recipe
 from qvit.planning.dry_run import dry_run
 from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_values, recipe_to_values
-from qvit.spec import FixedBits, LearnedBits, PerTensor, SingleScale, Spec
+from qvit.spec import FixedBits, LearnedBits, PerTensor, SingleRange, SingleScale, Spec
 from toy_models import images, swin, vit
 from toy_pipeline import FIELDS, UNIFORM3
 
@@ -119,6 +119,7 @@ def test_impossible_bits_are_named_by_their_option(method: str, option: str, val
         ({"weights": LearnedBits(), "heads": PerTensor()}, "layer-wise learned bits"),
         ({"weights": LearnedBits(), "hidden_groups": 8}, "head-wise learned bits, 8 hidden groups"),
         ({"activations": LearnedBits(), "scale": SingleScale()}, "head-wise learned bits, single scale"),
+        ({"activations": LearnedBits(), "scale": SingleRange()}, "head-wise learned bits, single range"),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ import qvit_runtime.interpreter as interpreter
 from qvit.calibration.calibrate import calibrate
 from qvit.freezing.freeze import freeze
 from qvit.network.convert import quantize
-from qvit.spec import LearnedBits, PerChannel, PerTensor, SharedScale, SingleScale, Spec
+from qvit.spec import LearnedBits, PerChannel, PerTensor, SharedScale, SingleRange, SingleScale, Spec
 from qvit_runtime.check import check
 from toy_models import FAMILIES, calibrated, images, learned, mix_bits, swin, uniform, vit
 
@@ -56,7 +56,7 @@ def test_eight_bits_stay_within_two_percent(name: str, tolerance: float) -> None
     assert (run(quantized, x) - exact).abs().max() <= tolerance * spread
 
 
-@pytest.mark.parametrize("scale", [SharedScale(), SingleScale()], ids=["shared", "single"])
+@pytest.mark.parametrize("scale", [SharedScale(), SingleScale(), SingleRange()], ids=["shared", "single", "range"])
 @pytest.mark.parametrize("make", [vit, swin], ids=["vit", "swin"])
 def test_scale_banks_freeze(make, scale) -> None:  # type: ignore[no-untyped-def]
     spec = Spec(weights=LearnedBits(2, 8, 8.0), activations=LearnedBits(2, 8, 8.0), scale=scale)

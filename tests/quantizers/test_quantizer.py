@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qvit.quantizers.quantizer import UncalibratedError
-from qvit.spec import Bits, FixedBits, LearnedBits, ScaleBank, SharedScale, SingleScale, SwitchableScale
+from qvit.spec import Bits, FixedBits, LearnedBits, ScaleBank, SharedScale, SingleRange, SingleScale, SwitchableScale
 from toy_quantizers import HEADS, filled, heads_tensor, make
 
 
@@ -18,8 +18,9 @@ from toy_quantizers import HEADS, filled, heads_tensor, make
         (SwitchableScale(), FixedBits(4), (HEADS, 1)),
         (SharedScale(), LearnedBits(2, 8), (1, 7)),
         (SingleScale(), LearnedBits(2, 8), (HEADS, 1)),
+        (SingleRange(), LearnedBits(2, 8), (HEADS, 1)),
     ],
-    ids=["switchable", "narrow", "fixed", "shared", "single"],
+    ids=["switchable", "narrow", "fixed", "shared", "single", "range"],
 )
 def test_everything_exists_after_init(bank: ScaleBank, bits: Bits, shape: tuple[int, int]) -> None:
     quantizer = make(bits, bank=bank, signed=False, offset=True)
@@ -102,6 +103,32 @@ def test_single_scale_does_not_move_with_the_bits() -> None:
         quantizer.set_bits(torch.full((HEADS,), bits))
         scales.append(quantizer.scale_at(quantizer.bit_width).detach())
     assert torch.equal(*scales)
+
+
+@pytest.mark.parametrize("low", [2, 3])
+def test_a_single_range_halves_its_scale_with_every_bit(low: int) -> None:
+    quantizer = make(LearnedBits(low, 8, 4.0), bank=SingleRange(), signed=False, offset=True)
+    quantizer.set_bits(torch.tensor([3.0, 4.0, 5.0, 8.0]))
+    fitted = torch.tensor([[0.3], [0.4], [0.5], [0.8]])
+    quantizer.set_bank(fitted, -fitted)
+    assert torch.allclose(quantizer.scale_at(quantizer.bit_width), fitted[:, 0])
+    for bits in (3, 6):
+        widths = torch.full((HEADS,), bits)
+        expected = fitted[:, 0] * 2.0 ** (quantizer.bit_width - bits)
+        assert torch.allclose(quantizer.scale_at(widths), expected)
+        assert torch.equal(quantizer.offset_at(widths), -fitted[:, 0])  # type: ignore[arg-type]
+
+
+def test_a_single_range_learns_at_every_width() -> None:
+    quantizer, gradients = make(bank=SingleRange()), []
+    quantizer.set_bank(torch.full((HEADS, 1), 0.2), None)
+    for bits in (2.0, 7.0):
+        quantizer.zero_grad()
+        quantizer.set_bits(torch.full((HEADS,), bits))
+        (quantizer(heads_tensor()) ** 2).sum().backward()
+        gradients.append(quantizer.log_scale.grad.clone())  # type: ignore[union-attr]
+    assert all((gradient != 0).all() for gradient in gradients)
+    assert not torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
@@ -201,7 +228,7 @@ def test_float64_keeps_the_float32_grid_also_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("scale_groups", [HEADS, 3 * HEADS])
-@pytest.mark.parametrize("bank", [SwitchableScale(), SharedScale(), SingleScale()])
+@pytest.mark.parametrize("bank", [SwitchableScale(), SharedScale(), SingleScale(), SingleRange()])
 @pytest.mark.parametrize("signed", [True, False])
 def test_the_native_pass_is_the_quantizer_of_other_devices(
     signed: bool, bank: ScaleBank, scale_groups: int, monkeypatch: pytest.MonkeyPatch

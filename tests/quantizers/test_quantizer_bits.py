@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from qvit.calibration.calibrate import fit_weight
 from qvit.quantizers.quantizer import HYSTERESIS
-from qvit.spec import FixedBits, SharedScale, SingleScale
+from qvit.spec import FixedBits, SharedScale, SingleRange, SingleScale
 from toy_quantizers import filled, heads_tensor, make
 
 
@@ -95,11 +95,13 @@ def test_shared_bank_is_fitted_to_all_groups_together() -> None:
     assert torch.equal(shared.log_scale, whole.log_scale)
 
 
-def test_single_scale_is_fitted_at_the_bits_of_each_group() -> None:
-    single = make(groups=2, axis=0, bank=SingleScale(), batched=False)
+@pytest.mark.parametrize("kind", [SingleScale(), SingleRange()])
+def test_a_single_scale_is_fitted_at_the_bits_of_each_group(kind: SingleScale | SingleRange) -> None:
+    single = make(groups=2, axis=0, bank=kind, batched=False)
     single.set_bits(torch.tensor([2.0, 8.0]))
     bank = make(groups=2, axis=0, batched=False)
     weight = torch.randn(4, 500)
     fit_weight("w", single, weight)
     fit_weight("w", bank, weight)
-    assert torch.equal(single.log_scale[:, 0], torch.stack([bank.log_scale[0, 0], bank.log_scale[1, 6]]))
+    fitted = torch.stack([bank.log_scale[0, 0], bank.log_scale[1, 6]]).exp()
+    torch.testing.assert_close(single.scale_at(single.bit_width), fitted)

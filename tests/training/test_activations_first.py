@@ -16,7 +16,7 @@ from qvit.bits.sensitivity import Sensitivity
 from qvit.calibration.calibrate import calibrate
 from qvit.evaluation.evaluate import evaluate
 from qvit.quantizers.quantizer import named_quantizers
-from qvit.spec import SingleScale, Spec
+from qvit.spec import SingleRange, SingleScale, Spec
 from qvit.system.runs import Run, load_tensors
 from qvit.training.activations_first import float_weights
 from qvit.training.state import TrainingState
@@ -43,7 +43,11 @@ def test_weights_are_float_and_activations_are_not(make) -> None:  # type: ignor
     assert torch.equal(model(batch), quantized)
 
 
-@pytest.mark.parametrize("spec", [Spec(), Spec(scale=SingleScale())], ids=["own-banks", "single-scale"])
+@pytest.mark.parametrize(
+    "spec",
+    [Spec(), Spec(scale=SingleScale()), Spec(scale=SingleRange())],
+    ids=["own-banks", "single-scale", "single-range"],
+)
 def test_a_probe_sees_the_weight_and_its_own_gradient(spec: Spec) -> None:
     """1/2 sum B G^2 (Q_n(w) - w)^2 with G the gradient of the float weight, at every width."""
     model = calibrated(vit(), spec, 16)

@@ -28,7 +28,7 @@ from ..freezing.freeze import freeze
 from ..network.convert import quantize
 from ..network.placement import Placement, placement
 from ..quantizers.exact import in_float64
-from ..spec import FixedBits, LearnedBits, PerHead, SharedScale, SingleScale, Spec
+from ..spec import FixedBits, LearnedBits, PerHead, SharedScale, SingleRange, SingleScale, Spec
 from ..training.guide import Guide
 from . import fqvit, ivit, ptq, qvit_irm, tsptq
 from .fqvit import FQViT
@@ -89,6 +89,8 @@ def spec_label(spec: Spec) -> str:
             bank = ", shared bank"
         case SingleScale():
             bank = ", single scale"
+        case SingleRange():
+            bank = ", single range"
         case _:
             bank = ""
     return f"{heads} learned bits{hidden}{bank}"

@@ -61,7 +61,7 @@ class MidRiseQuantizer(Quantizer):
         if len(self.candidates) > self.log_scale.shape[1]:
             raise ValueError(
                 "a grid without zero at 2 bits needs a scale of its own there: use SwitchableScale() or SharedScale(), not "
-                "SingleScale(), with weight_grid=MidRise()"
+                f"{type(bank).__name__}(), with weight_grid=MidRise()"
             )
         self.register_buffer("rises", torch.tensor([self.rise(bits) for bits in self.candidates]), persistent=False)
         self.rises: Tensor

@@ -7,7 +7,8 @@ State, all of it there after __init__ with its final shape:
 
     bits       parameter (bit_groups,)         the continuous bit-width that learning moves
     bit_width  buffer (bit_groups,) int64      the whole number in force; `forward` quantizes with it
-    log_scale  parameter (bank rows, slots)    the switchable scale: scale = exp(log_scale[group, slot of bit_width])
+    log_scale  parameter (bank rows, slots)    the switchable scale: scale = exp(log_scale[group, slot of bit_width]); of a
+                                               SingleRange one column, the scale at the lowest width, halved with every bit more
     offset     parameter, same shape, or None  in the unit of the values, for unsigned tensors that go below zero (GELU)
 
 `forward` never writes them. After each optimizer step `fit` clamps `bits` and updates `bit_width` with hysteresis
@@ -31,7 +32,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..spec import Bits, FixedBits, LearnedBits, ScaleBank, SharedScale, SingleScale
+from ..spec import Bits, FixedBits, LearnedBits, ScaleBank, SharedScale, SingleRange, SingleScale
 from .fake_quantize import code_range, fake_quantize
 from .fake_quantize_native import Grids
 from .fused import fused_pass
@@ -52,7 +53,7 @@ class Quantizer(nn.Module):
     axis          axis that the groups divide (batch axis included for activations)
     signed        codes are signed; unsigned may have an offset
     offset        learn an offset (unsigned only)
-    bank          SwitchableScale, SharedScale or SingleScale
+    bank          SwitchableScale, SharedScale, SingleScale or SingleRange
     batched       axis 0 of the input is a batch (activations); its size does not enter the gradient factor
     pass_through  elements outside the range get the gradient too (`Spec.weight_gradient`)
     """
@@ -83,7 +84,8 @@ class Quantizer(nn.Module):
         self.bits = nn.Parameter(torch.full((bit_groups,), start), requires_grad=learned)
         self.register_buffer("bit_width", torch.full((bit_groups,), round(start), dtype=torch.int64))
         slots = len(self.candidates)
-        shape = (1 if isinstance(bank, SharedScale) else scale_groups, 1 if isinstance(bank, SingleScale) else slots)
+        columns = 1 if isinstance(bank, (SingleScale, SingleRange)) else slots
+        shape = (1 if isinstance(bank, SharedScale) else scale_groups, columns)
         self.log_scale = nn.Parameter(torch.zeros(shape))
         self.offset = nn.Parameter(torch.zeros(shape)) if offset else None
         self.is_calibrated = False
@@ -108,7 +110,7 @@ class Quantizer(nn.Module):
 
     def slot_of(self, widths: Tensor) -> Tensor:
         """Column of the bank for each bit-width."""
-        if self.log_scale.shape[1] == 1:
+        if isinstance(self.bank, SingleScale):
             return torch.zeros_like(widths)
         return widths - self.candidates[0]
 
@@ -130,11 +132,20 @@ class Quantizer(nn.Module):
 
     def banks(self, elements: float) -> tuple[Tensor, Tensor | None]:
         """Scales and offsets (or None) of every slot, shaped like log_scale; `elements` share a scale (for gradients)."""
-        return self.log_scale.exp(), self.offset
+        offset = self.offset
+        if offset is not None and isinstance(self.bank, SingleRange):
+            offset = offset.expand(-1, len(self.candidates)).contiguous()
+        return self._log_scales().exp(), offset
+
+    def _log_scales(self) -> Tensor:
+        """Logarithm of the scale of every slot."""
+        if not isinstance(self.bank, SingleRange):
+            return self.log_scale
+        return self.log_scale - math.log(2) * torch.arange(len(self.candidates), device=self.log_scale.device)
 
     def scale_at(self, widths: Tensor) -> Tensor:
         """(scale_groups,) scales that would be in force at the given widths."""
-        return self.pick(self.log_scale, widths).exp()
+        return self.pick(self._log_scales(), widths).exp()
 
     def offset_at(self, widths: Tensor) -> Tensor | None:
         """(scale_groups,) offsets at the given widths, or None."""
@@ -190,8 +201,13 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def set_bank(self, scale: Tensor, offset: Tensor | None) -> None:
-        """Fill the bank from (scale_groups, slots) tensors; a shared bank takes the mean of the logarithms."""
+        """Fill the bank from tensors of its shape, a single range from scales at the widths in force.
+
+        A shared bank takes tensors with a row for every group, too, and of those the mean of the logarithms.
+        """
         log_scale = scale.to(self.log_scale).log()
+        if isinstance(self.bank, SingleRange):
+            log_scale = log_scale + math.log(2) * self.per_scale(self.bit_width - self.candidates[0])[:, None]
         self.log_scale.copy_(log_scale.mean(0, keepdim=True) if self.log_scale.shape[0] == 1 else log_scale)
         if self.offset is not None and offset is not None:
             mean = offset.mean(0, keepdim=True) if self.offset.shape[0] == 1 else offset
