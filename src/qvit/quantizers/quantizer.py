@@ -132,7 +132,7 @@ class Quantizer(nn.Module):
 
     def banks(self, elements: float) -> tuple[Tensor, Tensor | None]:
         """Scales and offsets (or None) of every slot, shaped like log_scale; `elements` share a scale (for gradients)."""
-        offset = self.offset
+        offset: Tensor | None = self.offset
         if offset is not None and isinstance(self.bank, SingleRange):
             offset = offset.expand(-1, len(self.candidates)).contiguous()
         return self._log_scales().exp(), offset
