@@ -162,10 +162,16 @@ def profile(name: str, batch: int, device: str) -> str:
     """Where the time of three QAT steps goes, by operator."""
     step = stepper("qat", *make("qat", name, batch, device))
     step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+    activities = [
+        torch.profiler.ProfilerActivity.CPU,
+        *([torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []),
+    ]
+    with torch.profiler.profile(activities=activities) as recorded:
         for _ in range(3):
             step()
-    return recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=40)
+    return recorded.key_averages().table(
+        sort_by=f"self_{'device' if device == 'cuda' else 'cpu'}_time_total", row_limit=25, max_name_column_width=40
+    )
 
 
 def main() -> None:
@@ -203,7 +209,7 @@ def main() -> None:
         "model": arguments.model,
         "batch": arguments.batch,
         "threads": arguments.threads,
-        "device": "cpu" if arguments.device == "cpu" else device_name(),
+        "device": device_name(torch.device(arguments.device)),
         "rounds": arguments.rounds,
         "ratio": ratio(clock, every),
         "ratio_without_probes": clock["qat"] / clock["float"],

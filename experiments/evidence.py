@@ -25,17 +25,14 @@ import argparse
 import json
 import os
 import shutil
-import traceback
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from timm.layers import set_fused_attn
 
 from evidence_convergence import keep_scales
@@ -63,37 +60,32 @@ def is_kept(name: str) -> bool:
 
 
 def train(row: Row, name: str, seed: int) -> None:
-    """Train (or continue, or recognise) one run and keep its results."""
-    if is_kept(name):
-        return
+    """Train (or continue) one run and keep its results."""
     print(f"{name}: {row.recipe}.toml {' '.join((*SHARED, *row.settings))} seed={seed}", flush=True)
     result = run_recipe(row.load(seed), RUNS / name, resume=True, show_placement=False)
     keep(name, result, outcomes(RUNS / name))
     print(f"{name}: top-1 {result['top1']:.2f} %", flush=True)
 
 
-def train_apart(name: str, threads: int) -> str:
-    """`train` in a process of its own, with that many threads and what it says in runs/evidence/NAME.log; how it ended, in words."""
-    torch.set_num_threads(threads)
-    set_fused_attn(False)
-    row, seed = next((row, seed) for row in ROWS for run, seed in row.runs if run == name)
+def train_apart(row: Row, name: str, seed: int, threads: int) -> str:
+    """One run in a process of its own, which writes no documents; what it says goes to runs/evidence/NAME.log. How it ended, in words."""
+    command = [sys.executable, __file__, "--only", row.name, "--seeds", str(seed), "--no-documents"]
+    limits = {variable: str(threads) for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     RUNS.mkdir(parents=True, exist_ok=True)
-    with open(RUNS / f"{name}.log", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        try:
-            train(row, name, seed)
-        except Exception as error:  # the other rows go on
-            traceback.print_exc()
-            return f"{name}: {type(error).__name__}, see {log.name}"
-    return f"{name}: finished"
+    with open(RUNS / f"{name}.log", "a", encoding="utf-8") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}).returncode
+    return f"{name}: finished" if code == 0 else f"{name}: ended with code {code}, see {log.name}"
 
 
-def train_side_by_side(names: list[str], at_once: int) -> None:
-    """All of these runs, so many at a time."""
+def train_side_by_side(runs: list[tuple[Row, str, int]], at_once: int) -> bool:
+    """All of these runs, so many at a time; whether all were finished. One that fails, or is killed, leaves the others alone."""
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    with ProcessPoolExecutor(at_once, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        for done in as_completed([pool.submit(partial(train_apart, name, threads)) for name in names]):
-            print(done.result(), flush=True)
+    with ThreadPoolExecutor(at_once) as pool:
+        ends = [pool.submit(train_apart, *run, threads) for run in runs]
+        for end in as_completed(ends):
+            print(end.result(), flush=True)
             write()
+    return all(end.result().endswith(": finished") for end in ends)
 
 
 def outcomes(run: Path) -> np.ndarray:
@@ -153,6 +145,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, metavar="ROW", help=f"of {', '.join(names)}")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="only these seeds")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="train so many runs at a time; default: 1")
+    parser.add_argument("--no-documents", action="store_true", help="leave docs/evidence.md and README.md as they are")
     parser.add_argument("--latency", action="store_true", help="train nothing, measure latency.json, then as --tables")
     parser.add_argument("--losses", action="store_true", help="train nothing, fill in missing losses, then as --tables")
     parser.add_argument("--tables", action="store_true", help="train nothing, write docs/evidence.md and README.md")
@@ -162,15 +155,18 @@ def main() -> None:
         (KEPT / LATENCY).write_text(json.dumps(measure(KEPT), indent=1) + "\n")
     elif arguments.losses:
         fill_in_losses()
-    elif arguments.parallel > 1 and not arguments.tables:
-        names = [name for _, name, _ in chosen(arguments.only, arguments.seeds)]
-        train_side_by_side([name for name in names if not is_kept(name)], arguments.parallel)
     elif not arguments.tables:
+        runs = [run for run in chosen(arguments.only, arguments.seeds) if not is_kept(run[1])]
+        if arguments.parallel > 1:
+            finished = train_side_by_side(runs, arguments.parallel)
+            sys.exit(0 if finished else 1)
         set_fused_attn(False)  # float rows: in bfloat16 on a CPU it takes twice the time of its parts
-        for row, name, seed in chosen(arguments.only, arguments.seeds):
-            train(row, name, seed)
-            write()
-    write()
+        for run in runs:
+            train(*run)
+            if not arguments.no_documents:
+                write()
+    if not arguments.no_documents:
+        write()
 
 
 if __name__ == "__main__":

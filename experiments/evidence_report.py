@@ -101,7 +101,7 @@ def devices(found: list[Found]) -> Iterator[str]:
             seeds = [str(seed) for seed, result in f.results.items() if result.get("device") == device]
             elsewhere.setdefault(device, []).append(f"{f.row.name} ({', '.join(seeds)})")
     for device, runs in elsewhere.items():
-        yield f"Trained on a GPU ({device}), with their seeds: {', '.join(runs)}; the others on a CPU. All were frozen and judged on a CPU.\n"
+        yield f"Trained on a GPU ({device}), with their seeds: {', '.join(runs)}; the others on a CPU. Every program was judged by the interpreter, on a CPU.\n"
 
 
 def distilled(found: list[Found], latency: Latency) -> Iterator[str]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import qvit_runtime
 from qvit import Budget, FitConfig, Spec, calibrate, fit, freeze, quantize
+from qvit.methods import METHODS
 from qvit.quantizers.exact import in_float64
 from qvit.quantizers.quantizer import named_quantizers
 from qvit.spec import MidRise, PerChannel
@@ -33,3 +34,17 @@ def test_trained_there_it_freezes_to_what_it_computes(make: Callable[..., nn.Mod
     expected = in_float64(model)(batch.double().cuda()).float().cpu()
     found = torch.from_numpy(qvit_runtime.run(freeze(model), batch.numpy()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [vit, swin])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_calibrates_and_freezes_there(make: Callable[..., nn.Module], method: str) -> None:
+    verbs, model = METHODS[method], make().cuda()
+    config, batch = verbs.uniform(8, 8), images(model, 8)
+    module = verbs.quantize(model, config)
+    verbs.calibrate(module, config, [batch], 1)
+    program = verbs.freeze(module, None, None, "toy", {})
+    exact = verbs.exact(module.eval())
+    expected = exact(batch.to(next(exact.parameters()))).float().cpu()
+    found = torch.from_numpy(qvit_runtime.run(program, batch.numpy()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # a tie may fall the other way: one code of 8 bits

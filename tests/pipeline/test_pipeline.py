@@ -26,7 +26,7 @@ from qvit.quantizers.quantizer import named_quantizers
 from qvit.settings.provenance import check_recipe
 from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_values
 from qvit.spec import FixedBits, LearnedBits, Spec
-from qvit.system.processes import device_name
+from qvit.system.processes import device_name, process_state
 from qvit.system.runs import CheckpointError, Run, load_tensors, save_tensors
 from toy_models import vit
 from toy_pipeline import FIELDS, UNIFORM3
@@ -61,7 +61,7 @@ def test_result_has_what_the_world_reads(done: tuple[Path, Path]) -> None:
     assert len(result["bits"]["blocks.0.attn.v"]) == 2
     assert isinstance(result["bits"]["blocks.0.mlp.fc1.weight"], int)
     assert {"torch", "timm", "qvit", "python"} <= result["versions"].keys()
-    assert result["device"] == device_name()
+    assert result["device"] == device_name(process_state().device)
     assert result["agreement_frozen"] > 95
     floating = read_result(run / "float")
     assert floating.keys() >= FIELDS

@@ -60,6 +60,13 @@ def test_equals_the_torch_formulas(  # type: ignore[no-untyped-def]
     check_sums(case.fused(triton_pass)[2:], case.torch(fake_quantize)[2:])
 
 
+@pytest.mark.parametrize("shape", [(3, 12), (12,)])
+def test_a_group_is_a_channel_of_the_last_axis(triton_pass: Fused, shape: tuple[int, ...]) -> None:
+    case = Case(shape, 12, -1, signed=False, offset=True, per_width=3, device=DEVICE)
+    assert same(case, triton_pass)
+    check_sums(case.fused(triton_pass)[2:], case.torch(fake_quantize)[2:])
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_equals_the_definition(triton_pass: Fused, signed: bool) -> None:
     case = Case((3, 8, 40), 4, 1, signed=signed, offset=not signed, device=DEVICE)
@@ -114,7 +121,9 @@ def test_no_gradient_where_none_is_asked(triton_pass: Fused) -> None:
     case = Case((4, 6), 2, 0, device=DEVICE)
     x, scale = case.x.requires_grad_(), case.scale
     triton_pass(x, scale, None, case.bits, case.widths, 3.0, case.grids, torch.float32).sum().backward()
-    assert x.grad is not None
+    expected = Case((4, 6), 2, 0, device=DEVICE)
+    expected.d.fill_(1.0)
+    assert torch.equal(x.grad, expected.torch(fake_quantize)[1])  # type: ignore[arg-type]
     assert scale.grad is None
     assert case.bits.grad is None
 
@@ -131,12 +140,18 @@ def test_a_gpu_takes_it(triton_pass: Fused) -> None:
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU with 30 GB of memory")
 def test_more_elements_than_int32_counts(triton_pass: Fused) -> None:
-    """2^31 + 2^12 elements in two groups; the last ones are as the first of a copy of the grid says."""
+    """2^31 + 2^12 elements in two groups; the last ones are what the same elements are alone, and so are their gradients."""
     if torch.cuda.mem_get_info()[0] < 30e9:
         pytest.skip("needs a GPU with 30 GB of free memory")
     case = Case((2, 8), 2, 0, x_type=torch.bfloat16, out_type=torch.bfloat16, device="cuda")
     x = torch.zeros(2, 2**30 + 2**11, dtype=torch.bfloat16, device="cuda")
     x[:, -8:] = case.x
     arguments = case.scale, None, case.bits, case.widths, 3.0, case.grids, torch.bfloat16
-    with torch.no_grad():
-        assert torch.equal(triton_pass(x, *arguments)[:, -8:], triton_pass(case.x, *arguments))
+    ends = []
+    for values in (x, case.x):
+        leaf = values.requires_grad_()
+        out = triton_pass(leaf, *arguments)
+        out.backward(torch.ones((), dtype=out.dtype, device="cuda").expand(out.shape))
+        ends.append((out.detach()[:, -8:], leaf.grad[:, -8:]))  # type: ignore[index]
+    for far, near in zip(*ends, strict=True):
+        assert torch.equal(far, near)

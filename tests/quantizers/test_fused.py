@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import NoReturn
+
+import pytest
 import torch
 
+from qvit.quantizers import fused
 from qvit.quantizers.fake_quantize_native import fake_quantize_native
 from qvit.quantizers.fused import fused_pass
 
@@ -17,6 +22,24 @@ def test_what_the_native_pass_takes() -> None:
     for other in (scale.bfloat16(), scale.to("meta")):
         assert fused_pass(x, other, wide) is None
     assert fused_pass(x, scale, torch.float16) is None
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_kernels_a_gpu_takes_the_formulas(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """Triton may be absent, and said to be there on a machine where nothing can be launched: here, for want of a GPU."""
+    monkeypatch.setattr(fused, "find_spec", lambda _: object() if there else None)
+    monkeypatch.setattr(fused, "import_module", broken)
+    context = (
+        pytest.warns(UserWarning, match=r"PyTorch operations on this GPU.*\(no C compiler\)")
+        if there
+        else nullcontext()
+    )
+    with context:
+        assert fused._triton_pass.__wrapped__() is None
+
+
+def broken(*_: object) -> NoReturn:
+    raise RuntimeError("no C compiler")
 
 
 def test_none_where_the_formulas_are_compiled() -> None:

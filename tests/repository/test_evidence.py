@@ -8,13 +8,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 
 import evidence
 from evidence_found import best_control, best_uniform, compared, gap_closed, read_rows
 from evidence_readme import BEGIN, END, block, write_readme
 from evidence_report import write_document
-from evidence_rows import DEIT, DISTILLED, ROWS, SWIN, Row
+from evidence_rows import DEIT, DISTILLED, ROWS, SWIN
 from evidence_statistics import difference
 from evidence_svg import ticks
 from evidence_tradeoff import draw_tradeoff
@@ -86,27 +85,32 @@ def page(kept: Path) -> str:
     return (kept / "evidence.md").read_text()
 
 
-def test_a_run_beside_others_says_how_it_ended_and_leaves_its_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_side_by_side_say_how_they_ended_and_leave_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def train(row: Row, name: str, seed: int) -> None:
-        print(f"training {row.name} {name} {seed} on {torch.get_num_threads()} threads")
-        if seed == 1:
-            raise FileNotFoundError("no images")
-
+    """Each is a process, here of a script in the place of evidence.py, and one that is killed leaves the others alone."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "print('training', *sys.argv[1:], os.environ['OMP_NUM_THREADS'], flush=True)\n"
+        "if sys.argv[4] == '1':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.setattr(evidence, "__file__", str(script))
     monkeypatch.setattr(evidence, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(evidence, "train", train)
-    monkeypatch.setattr(evidence, "set_fused_attn", lambda _: None)
-    threads = torch.get_num_threads()
-    try:
-        assert evidence.train_apart("headwise_3bit_s0", 3) == "headwise_3bit_s0: finished"
-        failed = evidence.train_apart("headwise_3bit_s1", 3)
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr(evidence, "write", lambda: None)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    row = next(row for row in ROWS if row.name == "headwise_3bit")
+    runs = [(row, name, seed) for name, seed in row.runs[:3]]
+    assert not evidence.train_side_by_side(runs, 2)
     log = tmp_path / "runs" / "headwise_3bit_s1.log"
-    assert failed == f"headwise_3bit_s1: FileNotFoundError, see {log}"
-    assert log.read_text().startswith("training headwise_3bit headwise_3bit_s1 1 on 3 threads\nTraceback")
-    assert log.read_text().endswith("FileNotFoundError: no images\n")
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "headwise_3bit_s0: finished",
+        f"headwise_3bit_s1: ended with code -9, see {log}",
+        "headwise_3bit_s2: finished",
+    ]
+    assert log.read_text() == "training --only headwise_3bit --seeds 1 --no-documents 3\n"
+    assert evidence.train_side_by_side(runs[:1], 2)
 
 
 def test_the_page_says_what_is_shown_and_what_is_missing(tmp_path: Path) -> None:

@@ -205,3 +205,20 @@ def test_fit_checks_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="does not divide among 3 processes"):
         fit(model, data.train, order=data.order, config=FitConfig(epochs=1), quiet=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# -- devices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("device", "models"), [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("mps", "cpu"), ("xpu:0", "cpu")])
+def test_models_are_calibrated_where_there_is_float64(
+    monkeypatch: pytest.MonkeyPatch, device: str, models: str
+) -> None:
+    monkeypatch.setattr(processes, "process_state", lambda: SimpleNamespace(device=torch.device(device)))
+    assert processes.model_device() == torch.device(models)
+
+
+def test_a_device_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"Card {device.index}")
+    assert processes.device_name(torch.device("cuda:3")) == "Card 3"
+    assert processes.device_name(torch.device("cpu")) == "cpu"

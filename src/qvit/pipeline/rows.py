@@ -35,7 +35,7 @@ from ..settings.provenance import begin, check_recipe, versions
 from ..settings.recipe import FLOAT, Recipe, RecipeError, recipe_to_values
 from ..settings.values import to_values
 from ..spec import FixedBits, LearnedBits, Spec
-from ..system.processes import device_name, is_main, process_state
+from ..system.processes import device_name, is_main, model_device, process_state
 from ..system.progress import Counter
 from ..system.runs import Run, load_tensors, save_tensors
 from ..system.storage import write_atomic
@@ -231,7 +231,7 @@ def _common(
         "images_per_second": None if result is None else _images_per_second(context, row.fit, result),
         "calibration_seconds": calibration_seconds,
         "training_seconds": 0.0 if result is None else result.seconds,
-        "device": device_name(),
+        "device": device_name(model_device() if result is None else process_state().device),
         "versions": versions(),
     }
 

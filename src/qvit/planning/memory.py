@@ -56,9 +56,9 @@ def training_memory(
     """Memory of training `model` on batches of `batch` images (3, H, W) = `image` per device.
 
     model    a calibrated quantized model, or a float one
-    teacher  the float model where something of the loss asks it, else None
+    teacher  the float model where something of the loss asks it, or where it is on the same GPU all the same; else None
     """
-    device = next(model.parameters()).device  # behind a float row that was trained, that of the training
+    device = next(model.parameters()).device  # the CPU's, or the GPU's where models are made on one
     two, three = (saved_activations(model, torch.zeros(count, *image, device=device), config) for count in (2, 3))
     saved = checkpoint_sizes(model, config)
     return Memory(

@@ -33,7 +33,7 @@ from ..methods import METHODS, learns_bits
 from ..pipeline.context import Context
 from ..pipeline.rows import calibration_batches, judge
 from ..settings.recipe import FLOAT, Recipe
-from ..system.processes import process_state
+from ..system.processes import model_device, process_state
 from ..training.bit_schedule import PUBLISHED_PROBES
 from ..training.fit import fit
 from ..training.fit_config import FitConfig
@@ -151,7 +151,8 @@ def _sizes(
 ) -> tuple[Memory, dict[str, int]]:
     assert context.data.image_size is not None  # resolved
     image = (3, context.data.image_size, context.data.image_size)
-    teacher = context.model if row.fit.needs_teacher or guided else None
+    beside = model is not context.model and model_device().type != "cpu"  # the float model stays there
+    teacher = context.model if row.fit.needs_teacher or guided or beside else None
     return training_memory(model, row.fit, image, device_batch, teacher), checkpoint_sizes(model, row.fit)
 
 

@@ -17,8 +17,7 @@ The bits see the loss only through clipped elements; `allocate` explains why qvi
 `composed` writes the definition with straight-through functions and lets autograd differentiate: the reference.
 `fake_quantize` is one autograd function with the closed forms, in torch: it saves x alone, and works in place on one or two
 temporaries. The clipped set is the sign of u - clamp(u), because comparing and selecting costs about six times an arithmetic
-pass on a CPU. Quantizers use it on other devices and in compiled code; on a CPU they use the same in one native pass,
-`fake_quantize_native`, which is tested against it.
+pass on a CPU. Quantizers use it where there is no fused pass (`fused`): those are tested against it.
 
 Groups divide one axis of x into equal contiguous blocks, so x is viewed as (before, groups, rest) and everything per
 group broadcasts as (1, groups, 1).

@@ -12,7 +12,7 @@ Values are those of `fake_quantize` bit for bit but for the sign of zeros: corre
 multiply-add. Rounding to even is adding and taking away 1.5 x 2^23, which float32 rounds to whole numbers; codes are far
 smaller. Sums have a fixed order, so a repetition gives the same bits. NaN stays NaN. Types are as in `fake_quantize_native`.
 
-Triton comes with torch where torch has a GPU on Linux. Written for NVIDIA's GPUs and measured on one (docs/training.md); Triton's
+Triton comes with torch where torch has a GPU on Linux. Written for NVIDIA's GPUs and tested on one (docs/training.md); Triton's
 interpreter computes the same on a CPU, very slowly, and tests use it where there is no GPU.
 """
 
@@ -181,12 +181,10 @@ class _FakeQuantizeTriton(torch.autograd.Function):
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
         launch = _launch(x, scale, offset, widths, grids)
         if x.numel():
-            with torch.cuda.device(
-                x.get_device()
-            ):  # another may be current; -1, a CPU's in the interpreter, changes nothing
-                _values[launch.programs](
-                    x, out, scale, offset, widths, *launch.sizes, *launch.kinds, BLOCK, enable_fp_fusion=False
-                )
+            # Of a CPU, in the interpreter, get_device() is -1, which leaves the current device as it is.
+            with torch.cuda.device(x.get_device()):
+                arguments = x, out, scale, offset, widths, *launch.sizes, *launch.kinds, BLOCK
+                _values[launch.programs](*arguments, enable_fp_fusion=False)  # codes s + o is rounded twice
         ctx.save_for_backward(x, scale, offset, bits, widths)
         ctx.elements, ctx.launch = elements, launch
         return out
@@ -202,7 +200,7 @@ class _FakeQuantizeTriton(torch.autograd.Function):
         of_offset = None if offset is None else torch.empty_like(of_scale)
         with torch.cuda.device(x.get_device()):
             if x.numel():
-                programs = ctx.launch.programs
+                programs = ctx.launch.programs  # only sums are of products here: fused they are more exact
                 _gradients[programs](x, d, grad_x, sums, scale, offset, widths, *sizes, *kinds, BLOCK)
             _bank[(groups,)](
                 *(sums, of_scale, of_offset, of_bits, scale, widths, ctx.elements, *sizes[2:]),

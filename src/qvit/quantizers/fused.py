@@ -1,11 +1,12 @@
 """Which fused pass fake-quantizes a tensor, where there is one: native code on a CPU, Triton on an NVIDIA GPU.
 
-Elsewhere (other devices, other types, a GPU without Triton, while torch.compile traces) quantizers take `fake_quantize`, which
-gives the same values.
+Elsewhere (other devices, other types, while torch.compile traces, a GPU where Triton is not there or cannot build a kernel, for
+want of a C compiler, say) quantizers take `fake_quantize`, which gives the same values.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .fake_quantize_native import fake_quantize_native
+from .fake_quantize_native import Grids, fake_quantize_native
 
 _TYPES = (torch.float32, torch.bfloat16)
 Fused = Callable[..., Tensor]  # the arguments of fake_quantize_native
@@ -33,7 +34,18 @@ def fused_pass(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Fused | None:
 
 @cache
 def _triton_pass() -> Fused | None:
-    """Triton is imported when a GPU needs it; it has no wheels for Windows and macOS."""
-    if find_spec("triton") is None:
+    """Triton is imported when a GPU needs it, and tried once: it builds kernels with what it finds on the machine."""
+    if find_spec("triton") is None or torch.version.hip is not None:  # not tried on AMD's GPUs
         return None
-    return import_module(".fake_quantize_triton", __package__).fake_quantize_triton
+    try:
+        triton = import_module(".fake_quantize_triton", __package__).fake_quantize_triton
+        one = torch.ones(1, 1, device="cuda", requires_grad=True)
+        widths = torch.full((1,), 2, device="cuda")
+        triton(one, one, None, one[0], widths, 1.0, Grids(1, 0, True, 2), torch.float32).sum().backward()
+    except Exception as error:  # whatever it is, training goes on without
+        warnings.warn(
+            f"quantizers take PyTorch operations on this GPU, which are slower: Triton's kernels do not run here ({error})",
+            stacklevel=2,
+        )
+        return None
+    return triton

@@ -131,7 +131,7 @@ class Quantizer(nn.Module):
         return 0.0
 
     def banks(self, elements: float) -> tuple[Tensor, Tensor | None]:
-        """Scales and offsets (or None) of every slot, shaped like log_scale; `elements` share a scale (for gradients)."""
+        """Scales and offsets (or None) of every slot, (bank rows, slots); `elements` share a scale (for gradients)."""
         offset: Tensor | None = self.offset
         if offset is not None and isinstance(self.bank, SingleRange):
             offset = offset.expand(-1, len(self.candidates)).contiguous()

@@ -23,7 +23,7 @@ import torch
 
 from ..bits.budget import Budget
 from ..data.shards import PREFIXES as STREAMS
-from ..system.processes import device_name
+from ..system.processes import device_name, process_state
 from ..system.runs import Run
 from .recipe import Recipe, RecipeError, read_resolved, recipe_to_values
 
@@ -59,7 +59,7 @@ def begin(run: Run, row: Recipe, budget: Budget | None) -> None:
         "budget": None if budget is None else budget.record,
         "versions": versions(),
         "source": source(Path(__file__).parent),
-        "device": device_name(),
+        "device": device_name(process_state().device),
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

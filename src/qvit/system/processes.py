@@ -31,9 +31,8 @@ def model_device() -> torch.device:
     return device if device.type == "cuda" else torch.device("cpu")
 
 
-def device_name() -> str:
-    """What this process computes on, in words: "cpu", or the name of its accelerator."""
-    device = process_state().device
+def device_name(device: torch.device) -> str:
+    """In words: "cpu", or the name of an accelerator."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
