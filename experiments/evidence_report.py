@@ -50,6 +50,10 @@ FIGURE = """![{model}: top-1 against GBitOPs]({name})
 Small marks are seeds, large ones their mean with its 95 % interval over seeds; rows of one budget stand side by side, their middle at
 their cost. Other images would move all rows together, so whether one is above another is said by the paired differences below.
 """
+SINGLE_SCALE = """A single scale is fitted for the 5 bits that training starts with. Weights of 2 bits want one five times as large, and in all of the
+training it hardly moves: the weights go where the grid is instead ([log](../experiments/LOG.md), 2026-11-26). *One range* keeps one parameter per
+group and scales it with the bit-width, so that it fits when a width is taken up.
+"""
 COLUMNS = (
     *("row", "seeds", "top-1 %, mean", "each", "cross entropy", "GBitOPs", "`.qvit` KiB", "ms (x eager)"),
     "minus uniform",
@@ -230,3 +234,5 @@ def ablations(found: list[Found]) -> Iterator[str]:
         changes = f"{compared(f, full) or ''} | {losses_compared(f, full) or ''}"
         yield f"| {f.row.ablation} | {len(f.results)} | {f.mean:.2f} | {changes} |"
     yield ""
+    if any("single_scale" in f.row.name for f in changed):
+        yield SINGLE_SCALE

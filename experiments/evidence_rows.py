@@ -158,8 +158,7 @@ ROWS = (
     _without(
         "single_scale",
         "the switchable scale",
-        "one scale for all bit-widths of a group, and so a zero level everywhere; it was fitted for the 5 bits that training starts with, "
-        "2 bits want one five times as large, and it hardly moves (log of 2026-11-26)",
+        "one scale for all bit-widths of a group, and so a zero level everywhere",
         MID_TREAD,
         SINGLE,
     ),
