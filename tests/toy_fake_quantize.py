@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from qvit.quantizers.fake_quantize import fake_quantize
@@ -100,3 +101,25 @@ def check_sums(sums: list[Tensor], expected: list[Tensor]) -> None:
     for ours, reference in zip(sums, expected, strict=True):
         assert ours.shape == reference.shape
         assert torch.allclose(ours, reference, rtol=1e-4, atol=1e-4 * float(reference.abs().max()) + 1e-5)
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn, after: st.SearchStrategy[int], types: tuple[torch.dtype, ...] = TYPES, device: str = "cpu"
+) -> Case:
+    """Cases of (before, groups, after) elements, whose groups are one to three rows, in all kinds; `types` of x and of x_hat."""
+    groups, per_width, block = (draw(st.integers(1, most)) for most in (4, 3, 3))
+    signed, count = draw(st.booleans()), groups * per_width
+    return Case(
+        (draw(st.integers(1, 3)), count * block, draw(after)),
+        count,
+        1,
+        signed=signed,
+        offset=draw(st.booleans()) and not signed,
+        shared=draw(st.booleans()),
+        per_width=per_width,
+        x_type=draw(st.sampled_from(types)),
+        out_type=draw(st.sampled_from(types)),
+        seed=draw(st.integers(0, 2**31)),
+        device=device,
+    )

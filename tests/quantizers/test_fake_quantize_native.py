@@ -11,28 +11,12 @@ from hypothesis import strategies as st
 
 from qvit.quantizers.fake_quantize import composed, fake_quantize
 from qvit.quantizers.fake_quantize_native import fake_quantize_native
-from toy_fake_quantize import TYPES, Case, check, same_bits
+from toy_fake_quantize import TYPES, Case, cases, check, same_bits
 
 
 @settings(max_examples=60)
-@given(
-    groups=st.integers(1, 4),
-    per_width=st.integers(1, 3),
-    block=st.integers(1, 3),
-    before=st.integers(1, 3),
-    after=st.one_of(st.integers(1, 70), st.sampled_from([0, 255, 1024])),
-    signed=st.booleans(),
-    offset=st.booleans(),
-    shared=st.booleans(),
-    types=st.tuples(st.sampled_from(TYPES), st.sampled_from(TYPES)),
-    seed=st.integers(0, 2**31),
-)
-def test_equals_the_torch_formulas(  # type: ignore[no-untyped-def]
-    groups, per_width, block, before, after, signed, offset, shared, types, seed
-) -> None:
-    count = groups * per_width
-    options = {"signed": signed, "offset": offset and not signed, "shared": shared, "per_width": per_width}
-    case = Case((before, count * block, after), count, 1, **options, x_type=types[0], out_type=types[1], seed=seed)
+@given(cases(st.one_of(st.integers(1, 70), st.sampled_from([0, 255, 1024]))))
+def test_equals_the_torch_formulas(case: Case) -> None:
     check(case, fake_quantize_native)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qvit.quantizers.fake_quantize import composed, fake_quantize
 from qvit.quantizers.fused import Fused, fused_pass
-from toy_fake_quantize import TYPES, Case, check_sums
+from toy_fake_quantize import TYPES, Case, cases, check_sums
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of the interpreter, which is numpy
 
@@ -37,25 +37,11 @@ def same(case: Case, function: Fused) -> bool:
 
 @settings(max_examples=200 if GPU else 12, phases=list(Phase) if GPU else [Phase.generate])
 @given(
-    groups=st.integers(1, 4),
-    per_width=st.integers(1, 3),
-    before=st.integers(1, 3),
-    after=st.sampled_from([0, 1, 7, 1024, 1500] if GPU else [0, 7, 600]),
-    signed=st.booleans(),
-    offset=st.booleans(),
-    shared=st.booleans(),
-    types=st.tuples(st.sampled_from(TYPES), st.sampled_from(TYPES)),
-    seed=st.integers(0, 2**31),
-)
-def test_equals_the_torch_formulas(  # type: ignore[no-untyped-def]
-    triton_pass, groups, per_width, before, after, signed, offset, shared, types, seed
-) -> None:
-    count = groups * per_width
-    options = {"signed": signed, "offset": offset and not signed, "shared": shared, "per_width": per_width}
-    types = types if GPU else (torch.float32, torch.float32)
-    case = Case(
-        (before, count * 2, after), count, 1, **options, x_type=types[0], out_type=types[1], seed=seed, device=DEVICE
+    case=cases(
+        st.sampled_from([0, 1, 7, 1024, 1500] if GPU else [0, 7, 600]), TYPES if GPU else (torch.float32,), DEVICE
     )
+)
+def test_equals_the_torch_formulas(triton_pass: Fused, case: Case) -> None:
     assert same(case, triton_pass)
     check_sums(case.fused(triton_pass)[2:], case.torch(fake_quantize)[2:])
 

@@ -53,6 +53,20 @@ def _range(width, signed: tl.constexpr):
 
 
 @triton.jit
+def _grid(
+    group, scale, offset, widths, groups, bit_groups, rows, slots, lowest,
+    signed: tl.constexpr, has_offset: tl.constexpr,
+):  # fmt: skip
+    """Scale, offset, lowest and highest code of a group."""
+    width, _slot, entry = _place(group, widths, groups, bit_groups, rows, slots, lowest)
+    low, high = _range(width, signed)
+    o = 0.0
+    if has_offset:
+        o = tl.load(offset + entry)
+    return tl.load(scale + entry), o, low, high
+
+
+@triton.jit
 def _elements(group, tile, count, rest, groups, one_group: tl.constexpr, wide: tl.constexpr, block: tl.constexpr):
     """Where in x the elements of one tile of a group are, and which of them exist."""
     if wide:
@@ -82,11 +96,7 @@ def _values(
     signed: tl.constexpr, has_offset: tl.constexpr, one_group: tl.constexpr, wide: tl.constexpr, tiles: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     group, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
-    width, _slot, entry = _place(group, widths, groups, bit_groups, rows, slots, lowest)
-    low, high = _range(width, signed)
-    s, o = tl.load(scale + entry), 0.0
-    if has_offset:
-        o = tl.load(offset + entry)
+    s, o, low, high = _grid(group, scale, offset, widths, groups, bit_groups, rows, slots, lowest, signed, has_offset)
     for tile in range(tiles):
         index, mask = _elements(group, chunk * tiles + tile, count, rest, groups, one_group, wide, block)
         _u, inside = _steps(x, index, mask, s, o, low, high, has_offset)
@@ -103,11 +113,7 @@ def _gradients(
 ):  # fmt: skip
     """sums: (3, groups, chunks) of d over elements inside (times the rounding error), above and below the range."""
     group, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
-    width, _slot, entry = _place(group, widths, groups, bit_groups, rows, slots, lowest)
-    low, high = _range(width, signed)
-    s, o = tl.load(scale + entry), 0.0
-    if has_offset:
-        o = tl.load(offset + entry)
+    s, o, low, high = _grid(group, scale, offset, widths, groups, bit_groups, rows, slots, lowest, signed, has_offset)
     errors = tl.zeros((block,), tl.float32)
     above, below = errors, errors
     for tile in range(tiles):
