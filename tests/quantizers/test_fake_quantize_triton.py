@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from qvit.quantizers.fake_quantize import composed, fake_quantize
-from qvit.quantizers.fused import Fused, fused_pass
+from qvit.quantizers.fused import Fused, fused_pass, try_out
 from toy_fake_quantize import TYPES, Case, cases, check_sums
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # of the interpreter, which is numpy
@@ -117,6 +117,11 @@ def test_no_gradient_where_none_is_asked(triton_pass: Fused) -> None:
 def test_an_axis_that_does_not_divide_is_refused(triton_pass: Fused) -> None:
     with pytest.raises(ValueError, match=r"axis -1 of \(4, 5\) does not divide into 2 equal groups"):
         Case((4, 5), 2, -1, device=DEVICE).fused(triton_pass)
+
+
+def test_it_can_be_tried_out(triton_pass: Fused) -> None:
+    with torch.no_grad():
+        try_out(triton_pass, DEVICE)
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 import pytest
@@ -36,6 +37,14 @@ def test_without_kernels_a_gpu_takes_the_formulas(monkeypatch: pytest.MonkeyPatc
     )
     with context:
         assert fused._triton_pass.__wrapped__() is None
+
+
+@pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
+def test_a_pass_is_tried_out_whatever_the_mode(mode: Callable[[], AbstractContextManager]) -> None:
+    with mode():
+        fused.try_out(fake_quantize_native, "cpu")
+    with mode(), pytest.raises(RuntimeError, match="no C compiler"):
+        fused.try_out(broken, "cpu")
 
 
 def broken(*_: object) -> NoReturn:

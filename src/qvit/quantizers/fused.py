@@ -39,9 +39,7 @@ def _triton_pass() -> Fused | None:
         return None
     try:
         triton = import_module(".fake_quantize_triton", __package__).fake_quantize_triton
-        one = torch.ones(1, 1, device="cuda", requires_grad=True)
-        widths = torch.full((1,), 2, device="cuda")
-        triton(one, one, None, one[0], widths, 1.0, Grids(1, 0, True, 2), torch.float32).sum().backward()
+        try_out(triton, "cuda")
     except Exception as error:  # whatever it is, training goes on without
         warnings.warn(
             f"quantizers take PyTorch operations on this GPU, which are slower: Triton's kernels do not run here ({error})",
@@ -49,3 +47,11 @@ def _triton_pass() -> Fused | None:
         )
         return None
     return triton
+
+
+def try_out(function: Fused, device: str) -> None:
+    """Take one element there and back; raises what goes wrong. The first quantizer may be met where gradients are off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        one = torch.ones(1, 1, device=device, requires_grad=True)
+        widths = torch.full((1,), 2, device=device)
+        function(one, one, None, one[0], widths, 1.0, Grids(1, 0, True, 2), torch.float32).sum().backward()
