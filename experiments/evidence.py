@@ -67,14 +67,15 @@ def train(row: Row, name: str, seed: int) -> None:
     print(f"{name}: top-1 {result['top1']:.2f} %", flush=True)
 
 
-def train_apart(row: Row, name: str, seed: int, threads: int) -> str:
-    """One run in a process of its own, which writes no documents; what it says goes to runs/evidence/NAME.log. How it ended, in words."""
+def train_apart(row: Row, name: str, seed: int, threads: int) -> bool:
+    """One run in a process of its own, which writes no documents; what it says goes to runs/evidence/NAME.log. Whether it finished."""
     command = [sys.executable, __file__, "--only", row.name, "--seeds", str(seed), "--no-documents"]
     limits = {variable: str(threads) for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     RUNS.mkdir(parents=True, exist_ok=True)
     with open(RUNS / f"{name}.log", "a", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits}).returncode
-    return f"{name}: finished" if code == 0 else f"{name}: ended with code {code}, see {log.name}"
+    print(f"{name}: finished" if code == 0 else f"{name}: ended with code {code}, see {log.name}", flush=True)
+    return code == 0
 
 
 def train_side_by_side(runs: list[tuple[Row, str, int]], at_once: int) -> bool:
@@ -83,9 +84,9 @@ def train_side_by_side(runs: list[tuple[Row, str, int]], at_once: int) -> bool:
     with ThreadPoolExecutor(at_once) as pool:
         ends = [pool.submit(train_apart, *run, threads) for run in runs]
         for end in as_completed(ends):
-            print(end.result(), flush=True)
+            end.result()
             write()
-    return all(end.result().endswith(": finished") for end in ends)
+    return all(end.result() for end in ends)
 
 
 def outcomes(run: Path) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from qvit.quantizers.fake_quantize import composed, fake_quantize
 from qvit.quantizers.fused import Fused, fused_pass, try_out
@@ -120,8 +121,15 @@ def test_an_axis_that_does_not_divide_is_refused(triton_pass: Fused) -> None:
 
 
 def test_it_can_be_tried_out(triton_pass: Fused) -> None:
+    values = []
+
+    def watched(*arguments: object) -> Tensor:
+        values.append(triton_pass(*arguments))
+        return values[0]
+
     with torch.no_grad():
-        try_out(triton_pass, DEVICE)
+        try_out(watched, DEVICE)
+    assert [(value.item(), value.requires_grad) for value in values] == [(1.0, True)]
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
