@@ -57,7 +57,7 @@ class Method:
     guide      (module, options, float teacher) -> what `fit` is to add to the loss, or None
     exact      module -> what is compared with its program, see `exact`
     trains      the module can be trained
-    compiles    with fit.compile: nothing watches the inside of the network, and it computes in floats
+    compiles    with fit.compile and fit.cuda_graph: nothing watches the inside of the network, and it computes in floats
     recomputes with fit.checkpoint_activations: it is made of timm's blocks
     quantizers every quantized tensor has a `Quantizer`: cost can be read off the module, and it freezes before calibration
     """

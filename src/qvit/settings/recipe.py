@@ -148,7 +148,10 @@ class Recipe:
                 raise RecipeError("bits cannot be learned without training: give fit.epochs, or FixedBits in quantize")
         if self.fit.epochs and not method.trains:
             raise RecipeError(f"method {self.method!r} is post-training quantization: set fit.epochs = 0")
-        needs = {"compile": "compiles", "checkpoint_activations": "recomputes", "activations_first": "quantizers"}
+        needs = {
+            **{"compile": "compiles", "cuda_graph": "compiles"},
+            **{"checkpoint_activations": "recomputes", "activations_first": "quantizers"},
+        }
         for option, does in needs.items():
             if getattr(self.fit, option) and not getattr(method, does):
                 able = [repr(name) for name, other in METHODS.items() if other.trains and getattr(other, does)]

@@ -5,6 +5,8 @@
                                   give is rounded to bfloat16, as the product behind would round it
     compile = true                torch.compile of the network. Steps with a probe run uncompiled: compiled code does not see
                                   the hooks that come and go around it. Same function, other rounding, other draws of dropout
+    cuda_graph = true             forward and backward pass recorded and replayed on an NVIDIA GPU, once the bits are final
+                                  (`graphed`). Same numbers bit for bit
     checkpoint_activations = true timm's own: each block keeps its input alone and runs a second time in the backward pass.
                                   Same numbers bit for bit, about a third more time, a fraction of the memory
 
@@ -17,16 +19,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from .fit_config import FitConfig
 
 
-def check_compute(config: FitConfig, model: nn.Module, hooked: bool) -> None:
-    """Raise ValueError, before training, for a choice that this model or its guide does not go with.
+def check_compute(config: FitConfig, model: nn.Module, hooked: bool, device: torch.device, processes: int) -> None:
+    """Raise ValueError, before training, for a choice that this model, its guide or the machine does not go with.
 
-    hooked  something watches the inside of the network in every step
+    hooked     something watches the inside of the network in every step
+    device     that of this process
+    processes  that share the training
     """
+    if config.cuda_graph:
+        _check_graph(config, hooked, device, processes)
     if config.compile and hooked:
         raise ValueError(
             "fit.compile does not go with a guide, with fit.features or with fit.activations_first: compiled code does not see "
@@ -36,6 +43,24 @@ def check_compute(config: FitConfig, model: nn.Module, hooked: bool) -> None:
         raise ValueError(
             f"fit.checkpoint_activations is set, but {type(model).__name__} has no set_grad_checkpointing, as timm's models "
             "have; set it to false"
+        )
+
+
+def _check_graph(config: FitConfig, hooked: bool, device: torch.device, processes: int) -> None:
+    """What keeps a network from being recorded (`graphed`)."""
+    other = {
+        "a guide, fit.features or fit.activations_first": hooked,
+        "fit.compile": config.compile,
+        "fit.checkpoint_activations": config.checkpoint_activations,
+        "fit.accumulate": config.accumulate > 1,
+        "several processes": processes > 1,
+    }
+    refused = [name for name, there in other.items() if there]
+    if refused:
+        raise ValueError(f"fit.cuda_graph does not go with {', '.join(refused)}; set fit.cuda_graph = false")
+    if device.type != "cuda" or torch.version.hip is not None:
+        raise ValueError(
+            f"fit.cuda_graph records what is launched on an NVIDIA GPU, and this run is on {device.type}; set it to false"
         )
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from ..bits.budget import Budget, check_budget
 from ..data import DataConfig, EpochOrder, SeededStream, StreamLoader
-from ..system.processes import is_main
+from ..system.processes import is_main, process_state
 from ..system.runs import Run
 from ..system.storage import check_writable
 from .compute import activations_recomputed, check_compute
@@ -86,7 +86,8 @@ def fit(
     if config.features is not None and teacher is None:
         raise ValueError("fit.features is set but there is no teacher; pass teacher=float_model")
     hooked = guide is not None or config.features is not None or config.activations_first > 0
-    check_compute(config, model, hooked)
+    state = process_state()
+    check_compute(config, model, hooked, state.device, state.num_processes)
     folder = Run(run) if isinstance(run, (str, Path)) else run
     if folder is not None and is_main():
         check_writable(folder.folder)

@@ -38,6 +38,9 @@ class FitConfig:
     """Autocast of the float arithmetic; quantizers always compute in float32."""
     compile: bool = False
     """Compile the network (torch.compile): worth trying on a GPU, no gain was measured on a CPU."""
+    cuda_graph: bool = False
+    """On an NVIDIA GPU, replay the network's recorded passes once the bits are final (`graphed`): for models so small that a step
+    waits for launches. Same numbers, more memory."""
     checkpoint_activations: bool = False
     """Keep the input of each block alone and compute the rest a second time: less memory, same numbers, more time."""
     activations_first: float = 0.0

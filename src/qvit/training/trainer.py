@@ -37,6 +37,7 @@ from .bit_schedule import BitSchedule
 from .distill import Teacher
 from .feature_distill import FeatureDistillation, FeatureGuide, principal_components
 from .fit_config import FitConfig
+from .graphed import GraphedNetwork
 from .guide import Guide
 from .log import TrainingLog, evaluated_before
 from .nonfinite import NonFiniteLossError, first_nonfinite, first_nonfinite_gradient, nonfinite_parameter
@@ -116,7 +117,8 @@ class Trainer:
         self.schedule = make_schedule(optimizer, self.steps, warmup_steps, config.learning_rate_floor)
         self.raw = model
         self.model, self.optimizer, loader = self.accelerator.prepare(model, optimizer, train)
-        self.fast: Network = torch.compile(self.model) if config.compile else self.model
+        self.graphed = GraphedNetwork(self.model, config.precision) if config.cuda_graph else None
+        self.fast: Network = self.graphed or (torch.compile(self.model) if config.compile else self.model)
         self.batches = StepBatches(loader, order, per_epoch, config.accumulate, config.seed)
         if isinstance(teacher, nn.Module):
             teacher = Teacher(teacher.to(self.accelerator.device))
@@ -191,6 +193,8 @@ class Trainer:
         self.schedule.step_update(step)
         probed = self.bits is not None and self.bits.probes(step)
         total, parts = 0.0, len(batches)
+        if self.graphed is not None and not (self.bits is not None and self.bits.learning):
+            self.graphed.record(batches[0][0])
         bad: Tensor | None = None
         for part, (images, labels) in enumerate(batches):
             torch.manual_seed(seed_of("step", self.config.seed, step, part, self.accelerator.process_index))
@@ -274,6 +278,8 @@ class Trainer:
         self.raw.zero_grad(set_to_none=True)
         for guide in self.guides:
             guide.drop_step()
+        if self.graphed is not None:
+            self.graphed.forget()
         step = self.way_back.take()
         self.log.roll_back(error.step, step, self.config.rollback_factor, str(error))
         return step
