@@ -9,7 +9,7 @@
 
 A row takes about half an hour of one core; it is resumed where it was killed, and a finished one is not trained again. Small models
 leave a GPU nearly idle, and what it waits for is one core per row that augments images and launches kernels, so rows go side by side there;
-NVIDIA's MPS, if it runs, lets their kernels overlap. What is kept of a row, in experiments/results/evidence/NAME_sSEED:
+NVIDIA's MPS, if it runs, lets their kernels overlap, and passes are recorded and replayed (`fit.cuda_graph`: the same numbers). What is kept of a row, in experiments/results/evidence/NAME_sSEED:
 
     result.json      as `qvit run` wrote it, and `correct`: the outcome of every validation image, one bit each, as hexadecimal
     losses.safetensors      cross entropy of every validation image (`evidence_losses`)
@@ -29,10 +29,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from timm.layers import set_fused_attn
 
 from evidence_convergence import keep_scales
@@ -62,7 +64,10 @@ def is_kept(name: str) -> bool:
 def train(row: Row, name: str, seed: int) -> None:
     """Train (or continue) one run and keep its results."""
     print(f"{name}: {row.recipe}.toml {' '.join((*SHARED, *row.settings))} seed={seed}", flush=True)
-    result = run_recipe(row.load(seed), RUNS / name, resume=True, show_placement=False)
+    recipe = row.load(seed)
+    if torch.cuda.is_available():
+        recipe = replace(recipe, fit=replace(recipe.fit, cuda_graph=True))
+    result = run_recipe(recipe, RUNS / name, resume=True, show_placement=False)
     keep(name, result, outcomes(RUNS / name))
     print(f"{name}: top-1 {result['top1']:.2f} %", flush=True)
 

@@ -60,6 +60,7 @@ class GraphedNetwork:
         if self.shape is not None:
             return
         self.shape = images.shape
+        _expect_two_streams()
         module = _InAutocast(self.network, self.precision)
         try:
             torch.cuda.make_graphed_callables(
@@ -81,3 +82,10 @@ class GraphedNetwork:
         if self.replayed is None or images.shape != self.shape:
             return self.network(images)
         return self.replayed(images)
+
+
+def _expect_two_streams() -> None:
+    """Keep autograd from warning, as torch does from 2.10 on, that gradients come from another stream: the one they were recorded on."""
+    switch = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if switch is not None:
+        switch(False)
