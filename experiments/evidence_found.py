@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,10 @@ def above_half_way(reference: Found | None, uniform: Found | None, learned: Foun
     return paired(100.0 * learned.outcomes(seeds), middle, digits=2)
 
 
-def without_seed(seed: int, first: Found | None, second: Found | None) -> Difference | None:
-    """`first` minus `second` on all seeds that both have but one, on which settings were chosen; None when no other is left."""
-    seeds = [other for other in common_seeds(first, second) if other != seed]
-    return _difference(first, second, seeds) if first and second else None
+def without_seeds(seeds: Collection[int], first: Found | None, second: Found | None) -> Difference | None:
+    """`first` minus `second` on all seeds that both have but these, which say more than others; None when no other is left."""
+    others = [other for other in common_seeds(first, second) if other not in seeds]
+    return _difference(first, second, others) if first and second else None
 
 
 def _difference(first: Found, second: Found, seeds: list[int]) -> Difference | None:

@@ -17,7 +17,7 @@ from evidence_found import (
     losses_compared,
     of_budget,
     read_rows,
-    without_seed,
+    without_seeds,
 )
 from evidence_rows import BUDGETS, DEIT, DISTILLED, HEADS, HIDDEN, ROWS, SWIN, UNIFORM
 from evidence_tradeoff import draw_tradeoff
@@ -176,9 +176,13 @@ def _verdict(rows: list[Found], floats: list[Found], title: str, words: str) -> 
     half_way = above_half_way(reference, baseline, learned)
     if half_way is not None:
         text += f" Minus the middle of that row and float: {half_way}."
-    others = without_seed(TUNED_ON, learned, baseline)
+    others = without_seeds([TUNED_ON], learned, baseline)
     if others is not None:
         text += f" Without seed {TUNED_ON}, on which settings were chosen: {others}, {'shown' if others.is_shown else 'not shown'}."
+    seen = learned.row.seen if learned is not None else 0
+    later = without_seeds(range(seen), learned, baseline) if seen else None
+    if later is not None:
+        text += f" Without the first {seen} seeds, which had been seen when the others were asked for: {later}, {'shown' if later.is_shown else 'not shown'}."
     control = best_control(rows)
     worth = compared(learned, control)
     if control is not None and worth is not None:

@@ -51,6 +51,7 @@ class Row:
     seeds     how many
     control   fixed bits with all else as in the rows with learned bits
     ablation  what is taken away from head-wise learned bits; "" for a row of the main table
+    seen      so many seeds had been trained and looked at when the others were asked for; 0: all were asked for at once
     """
 
     name: str
@@ -62,6 +63,7 @@ class Row:
     seeds: int = 3
     control: bool = False
     ablation: str = ""
+    seen: int = 0
 
     @property
     def is_uniform(self) -> bool:
@@ -103,11 +105,11 @@ ROWS = (
         (*TWO_BITS, 'quantize.weights={kind="FixedBits",bits=2}'),
         control=True,
     ),
-    Row("uniform_w2a3", DEIT, "W2A3", "uniform W2A3", "uniform_w2a3", seeds=20),
+    Row("uniform_w2a3", DEIT, "W2A3", "uniform W2A3", "uniform_w2a3", seeds=20, seen=5),
     Row("same_grids_w2a3", DEIT, "W2A3", "W2A3, same grids", "uniform_w2a3", TWO_BITS, control=True),
     Row("uniform_w3a2", DEIT, "W2A3", "uniform W3A2", "uniform_w3a2"),
     Row("headwise_w2a3", DEIT, "W2A3", HEADS, "headwise_w2a3"),
-    Row("hidden_w2a3", DEIT, "W2A3", HIDDEN, "headwise_w2a3", (HIDDEN_GROUPS,), seeds=20),
+    Row("hidden_w2a3", DEIT, "W2A3", HIDDEN, "headwise_w2a3", (HIDDEN_GROUPS,), seeds=20, seen=5),
     Row("hidden_3bit", DEIT, "3 bits", HIDDEN, "headwise_3bit", (HIDDEN_GROUPS,)),
     Row("swin_uniform_w3a3", SWIN, "3 bits", UNIFORM, "swin_uniform_w3a3"),
     Row("swin_headwise_3bit", SWIN, "3 bits", HEADS, "swin_headwise_3bit"),

@@ -108,6 +108,16 @@ def test_no_gradient_where_none_is_asked() -> None:
     assert case.bits.grad is None
 
 
+def test_a_second_derivative_is_refused() -> None:
+    """It would be wrong in silence: the kernel that makes the first one is not recorded."""
+    case = Case((4, 6), 2, 0)
+    x = case.x.requires_grad_()
+    y = fake_quantize_native(x, case.scale, None, case.bits, case.widths, 3.0, case.grids, torch.float32)
+    (slope,) = torch.autograd.grad((y * y).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.sum().backward()
+
+
 def test_a_width_without_a_slot_is_refused() -> None:
     case = Case((4, 6), 2, 0)
     case.widths[1] = 9

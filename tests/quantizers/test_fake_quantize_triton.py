@@ -115,6 +115,16 @@ def test_no_gradient_where_none_is_asked(triton_pass: Fused) -> None:
     assert case.bits.grad is None
 
 
+def test_a_second_derivative_is_refused(triton_pass: Fused) -> None:
+    """It would be wrong in silence: the kernel that makes the first one is not recorded."""
+    case = Case((4, 6), 2, 0, device=DEVICE)
+    x = case.x.requires_grad_()
+    y = triton_pass(x, case.scale, None, case.bits, case.widths, 3.0, case.grids, torch.float32)
+    (slope,) = torch.autograd.grad((y * y).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.sum().backward()
+
+
 def test_an_axis_that_does_not_divide_is_refused(triton_pass: Fused) -> None:
     with pytest.raises(ValueError, match=r"axis -1 of \(4, 5\) does not divide into 2 equal groups"):
         Case((4, 5), 2, -1, device=DEVICE).fused(triton_pass)

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from qvit_runtime.engine import native
 
@@ -78,6 +79,7 @@ class _FakeQuantizeNative(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable  # kernels leave no trace that a second derivative could follow
     def backward(ctx, d):  # type: ignore[no-untyped-def]
         x, scale, offset, bits, widths = ctx.saved_tensors
         d, grad_x = d.contiguous(), torch.empty_like(x)
