@@ -50,6 +50,7 @@ from qvit.evaluation.outcome import load_predictions
 from qvit.pipeline.finished import load_exact, read_recipe
 from qvit.pipeline.run import run_recipe
 from qvit.settings.recipe import FLOAT
+from qvit.system.processes import process_state
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, KEPT = ROOT / "runs" / "evidence", ROOT / "experiments" / "results" / "evidence"
@@ -65,7 +66,7 @@ def train(row: Row, name: str, seed: int) -> None:
     """Train (or continue) one run and keep its results."""
     print(f"{name}: {row.recipe}.toml {' '.join((*SHARED, *row.settings))} seed={seed}", flush=True)
     recipe = row.load(seed)
-    if torch.cuda.is_available():
+    if process_state().device.type == "cuda" and torch.version.hip is None:
         recipe = replace(recipe, fit=replace(recipe.fit, cuda_graph=True))
     result = run_recipe(recipe, RUNS / name, resume=True, show_placement=False)
     keep(name, result, outcomes(RUNS / name))

@@ -93,11 +93,12 @@ def compared(first: Found | None, second: Found | None) -> Difference | None:
     return _difference(first, second, common_seeds(first, second)) if first and second else None
 
 
-def losses_compared(first: Found | None, second: Found | None) -> Difference | None:
-    """Cross entropy of `first` minus that of `second`, on the seeds whose losses both have; None without one."""
+def losses_compared(first: Found | None, second: Found | None, but: Collection[int] = ()) -> Difference | None:
+    """Cross entropy of `first` minus that of `second`, on the seeds whose losses both have, `but` some; None without one."""
     if not (first and second):
         return None
-    seeds = [seed for seed in common_seeds(first, second) if seed in first.losses and seed in second.losses]
+    known = first.losses.keys() & second.losses.keys() - set(but)
+    seeds = [seed for seed in common_seeds(first, second) if seed in known]
     if not seeds:
         return None
     a, b = (np.stack([found.losses[seed] for seed in seeds]) for found in (first, second))

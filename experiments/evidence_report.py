@@ -202,6 +202,10 @@ def _in_losses(learned: Found | None, baseline: Found, reference: Found | None, 
         text += f"; float minus the uniform row {gap}"
     if control is not None and worth is not None:
         text += f"; minus {control.row.title} {worth}, {'shown' if worth.is_shown else 'not shown'}"
+    seen = learned.row.seen if learned is not None else 0
+    later = losses_compared(learned, baseline, but=range(seen)) if seen else None
+    if later is not None:
+        text += f"; without the first {seen} seeds {later}, {'shown' if later.is_shown else 'not shown'}"
     yield text + ".\n"
 
 

@@ -166,14 +166,15 @@ def test_the_gain_on_seeds_that_nothing_was_chosen_on(tmp_path: Path) -> None:
 
 def test_the_gain_on_seeds_that_were_asked_for_later(tmp_path: Path) -> None:
     for seed, learned in enumerate((90, 90, 90, 90, 90, 74, 76)):
-        write_result(tmp_path, f"uniform_w2a3_s{seed}", first(70), 0.32)
-        write_result(tmp_path, f"hidden_w2a3_s{seed}", first(learned), 0.32)
+        write_result(tmp_path, f"uniform_w2a3_s{seed}", first(70), 0.32, np.full(1000, 0.75))
+        write_result(tmp_path, f"hidden_w2a3_s{seed}", first(learned), 0.32, np.full(1000, learned / 128))
         write_result(tmp_path, f"uniform_w3a3_s{seed}", first(70), 0.45)
         write_result(tmp_path, f"headwise_3bit_s{seed}", first(learned), 0.45)
     text = page(tmp_path)
     later = "Without the first 5 seeds, which had been seen when the others were asked for: "
     assert f"{later}+5.00 ± 12.71 (seeds) ±" in text
     assert text.count(later) == 1  # the other rows' seeds were asked for at once
+    assert "; without the first 5 seeds -0.1641 ± " in text  # 75 / 128 - 0.75
 
 
 def test_rows_are_ranked_on_the_seeds_that_both_have(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def test_what_a_change_of_the_recipe_changes(done: tuple[Path, Path]) -> None:
     assert not is_harmless("data.workers", stream)
     assert is_harmless("data.max_corrupt", row), "a run that ended at its limit goes on with a higher one"
     assert is_harmless("fit.checkpoint_activations", row), "a run that ended for want of memory goes on with less"
+    assert is_harmless("fit.cuda_graph", row), "a run that began on a CPU goes on with it on a GPU"
     assert not is_harmless("fit.compile", row), "other rounding"
     assert not is_harmless("quantize.edge.bits", row)
     assert is_harmless("quantize.edge.bits", floating)

@@ -233,3 +233,20 @@ def test_retention_is_a_choice(keep: int, tmp_path: Path) -> None:
     for step in (9, 10, 100, 101):
         Run(tmp_path).save_checkpoint(step, {"x": torch.tensor(step)}, {}, keep)
     assert [int(p.stem[5:]) for p in Run(tmp_path).checkpoints()] == [9, 10, 100, 101][-keep:]
+
+
+def test_recorded_passes_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back before the lock gradients of bits are wanted again, which a recording does not give. Step 3 diverges, the lock is at 2."""
+    recorded: list[nn.Module] = []
+
+    def record(module: nn.Module, *_: object, **__: object) -> None:
+        recorded.append(module)
+        module.forward = module.forward  # type: ignore[method-assign]  # a forward of its own, as torch gives it
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr("qvit.training.fit.check_graph", lambda *_: None)
+    model = toy_model()
+    with diverging(model, 3):
+        _, result = toy_run(replace(CONFIG, cuda_graph=True), None, model, evaluation=None)
+    assert result.rollbacks == 1
+    assert len(recorded) == 2

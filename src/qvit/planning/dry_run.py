@@ -130,12 +130,12 @@ def _two_steps(
     guide: Guide | None = None,
     allocated: bool = False,
 ) -> str:
-    """Train for `steps` steps of one short epoch, bits locked half-way; returns the line that says so."""
+    """Train for `steps` steps of one short epoch, bits locked on the way; returns the line that says so."""
     config = dataclasses.replace(
         config,
         epochs=1.0,
         activations_first=min(config.activations_first, 0.25),
-        lock_at=0.5,
+        lock_at=0.25 if config.cuda_graph else 0.5,  # passes are recorded in the first step with final bits
         accumulate=min(config.accumulate, 2),
     )
     result = fit(

@@ -8,8 +8,8 @@ belongs to the weights (their fake-quantized copies, the codes of their gradient
 1 is no guide: there some transposed copies are views.
 
 The sum is an estimate of the peak: activations go while gradients come, which makes it too high; temporaries inside one
-operation, the sensitivities of a probe, a block whose activations are recomputed (`fit.checkpoint_activations`), and what the
-allocator keeps in reserve make it too low.
+operation, the sensitivities of a probe, a block whose activations are recomputed (`fit.checkpoint_activations`), the second
+set of activations of recorded passes (`fit.cuda_graph`), and what the allocator keeps in reserve make it too low.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ HARMLESS = (
     "fit.tensorboard",
     "fit.checkpoint_every",
     "fit.checkpoint_activations",
+    "fit.cuda_graph",
     "fit.keep_checkpoints",
 )
 GIT_SECONDS = 5.0  # it takes milliseconds; a file system that hangs must not hold a run up

@@ -6,7 +6,7 @@
     compile = true                torch.compile of the network. Steps with a probe run uncompiled: compiled code does not see
                                   the hooks that come and go around it. Same function, other rounding, other draws of dropout
     cuda_graph = true             forward and backward pass recorded and replayed on an NVIDIA GPU, once the bits are final
-                                  (`graphed`). Same numbers bit for bit
+                                  (`graphed`): the same kernels, fewer launches
     checkpoint_activations = true timm's own: each block keeps its input alone and runs a second time in the backward pass.
                                   Same numbers bit for bit, about a third more time, a fraction of the memory
 
@@ -25,15 +25,11 @@ from torch import nn
 from .fit_config import FitConfig
 
 
-def check_compute(config: FitConfig, model: nn.Module, hooked: bool, device: torch.device, processes: int) -> None:
-    """Raise ValueError, before training, for a choice that this model, its guide or the machine does not go with.
+def check_compute(config: FitConfig, model: nn.Module, hooked: bool) -> None:
+    """Raise ValueError, before training, for a choice that this model or its guide does not go with.
 
-    hooked     something watches the inside of the network in every step
-    device     that of this process
-    processes  that share the training
+    hooked  something watches the inside of the network in every step
     """
-    if config.cuda_graph:
-        _check_graph(config, hooked, device, processes)
     if config.compile and hooked:
         raise ValueError(
             "fit.compile does not go with a guide, with fit.features or with fit.activations_first: compiled code does not see "
@@ -46,21 +42,32 @@ def check_compute(config: FitConfig, model: nn.Module, hooked: bool, device: tor
         )
 
 
-def _check_graph(config: FitConfig, hooked: bool, device: torch.device, processes: int) -> None:
-    """What keeps a network from being recorded (`graphed`)."""
-    other = {
-        "a guide, fit.features or fit.activations_first": hooked,
-        "fit.compile": config.compile,
-        "fit.checkpoint_activations": config.checkpoint_activations,
-        "fit.accumulate": config.accumulate > 1,
-        "several processes": processes > 1,
-    }
-    refused = [name for name, there in other.items() if there]
-    if refused:
-        raise ValueError(f"fit.cuda_graph does not go with {', '.join(refused)}; set fit.cuda_graph = false")
+def check_graph(train: object, guided: bool, device: torch.device, processes: int) -> None:
+    """Raise ValueError, before training, where the passes of a network cannot be recorded (`graphed`).
+
+    train      the loader
+    guided     the loss has a guide
+    device     that of this process
+    processes  that share the training
+    """
     if device.type != "cuda" or torch.version.hip is not None:
+        found = "an AMD GPU" if device.type == "cuda" else device.type
         raise ValueError(
-            f"fit.cuda_graph records what is launched on an NVIDIA GPU, and this run is on {device.type}; set it to false"
+            f"fit.cuda_graph records what is launched on an NVIDIA GPU, and this run is on {found}; set fit.cuda_graph = false"
+        )
+    if processes > 1:
+        raise ValueError(
+            f"fit.cuda_graph does not go with {processes} processes, which wait for each other within a pass; set it to false, or "
+            "train in one"
+        )
+    if guided:
+        raise ValueError(
+            "fit.cuda_graph does not go with a guide, whose hooks inside the network would run once; set it to false"
+        )
+    if getattr(train, "pin_memory", False):
+        raise ValueError(
+            "fit.cuda_graph does not go with a loader that pins memory: its thread would disturb the recording; give the loader "
+            "pin_memory=False, or set fit.cuda_graph = false"
         )
 
 

@@ -26,7 +26,7 @@ from ..data import DataConfig, EpochOrder, SeededStream, StreamLoader
 from ..system.processes import is_main, process_state
 from ..system.runs import Run
 from ..system.storage import check_writable
-from .compute import activations_recomputed, check_compute
+from .compute import activations_recomputed, check_compute, check_graph
 from .distill import Teacher
 from .fit_config import FitConfig
 from .guide import Guide
@@ -86,8 +86,9 @@ def fit(
     if config.features is not None and teacher is None:
         raise ValueError("fit.features is set but there is no teacher; pass teacher=float_model")
     hooked = guide is not None or config.features is not None or config.activations_first > 0
-    state = process_state()
-    check_compute(config, model, hooked, state.device, state.num_processes)
+    check_compute(config, model, hooked)
+    if config.cuda_graph:
+        check_graph(train, guide is not None, process_state().device, process_state().num_processes)
     folder = Run(run) if isinstance(run, (str, Path)) else run
     if folder is not None and is_main():
         check_writable(folder.folder)

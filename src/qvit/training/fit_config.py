@@ -40,7 +40,7 @@ class FitConfig:
     """Compile the network (torch.compile): worth trying on a GPU, no gain was measured on a CPU."""
     cuda_graph: bool = False
     """On an NVIDIA GPU, replay the network's recorded passes once the bits are final (`graphed`): for models so small that a step
-    waits for launches. Same numbers, more memory."""
+    waits for launches, and the more the earlier the lock. Same numbers, more memory."""
     checkpoint_activations: bool = False
     """Keep the input of each block alone and compute the rest a second time: less memory, same numbers, more time."""
     activations_first: float = 0.0
@@ -114,6 +114,7 @@ class FitConfig:
                     f"fit.{name} is set but fit.distillation is 0, so no logits of a teacher are asked for; give "
                     f"fit.distillation a weight, or set fit.{name} = false"
                 )
+        self._check_graph()
         if self.activations_first > self.lock_at:
             raise ValueError(
                 f"fit.activations_first is {self.activations_first} and fit.lock_at {self.lock_at}: the bits of weights would be "
@@ -125,6 +126,19 @@ class FitConfig:
                 "fit.activations_first does not go with the allocation Published: the loss tells it nothing about the bits of "
                 "weights that are float, and the budget alone would move them; use Lagrangian, or leave activations_first out"
             )
+
+    def _check_graph(self) -> None:
+        """What computes a pass in another way, or looks into it, cannot be recorded (`graphed`)."""
+        options = {
+            "compile": self.compile,
+            "checkpoint_activations": self.checkpoint_activations,
+            "accumulate": self.accumulate > 1,
+            "features": self.features is not None,
+            "activations_first": self.activations_first > 0,
+        }
+        refused = [f"fit.{name}" for name, there in options.items() if there]
+        if self.cuda_graph and refused:
+            raise ValueError(f"fit.cuda_graph does not go with {', '.join(refused)}; set fit.cuda_graph = false")
 
     @property
     def needs_teacher(self) -> bool:

@@ -2,27 +2,23 @@
 
 Problem. On a GPU a small model's step is not arithmetic but launching: some thousand kernels of a few microseconds, each of which
 costs the CPU more than the GPU. Once the bits are final every step launches the same kernels with the same arguments, so they
-are recorded once and replayed: same kernels, same numbers bit for bit.
+are recorded once and replayed: the same kernels, so the same numbers.
 
     recorded    the network in training mode, within the autocast of the run, for batches of one shape; and its backward pass
     not         loss, clipping, optimizer, and batches of another shape, which run as ever
 
 Recording starts when bits are final (a width that moves is data, but whether its gradient is wanted decides which kernels run), and
-at step 0 where none is learned. What watches the inside of the network, or computes it twice, would be recorded once and
-not run again; `compute.check_compute` refuses it. So it does fit.accumulate: gradients of one batch live where those of the next are written.
+at step 0 where none is learned: what is gained is a share of the steps after the lock, so more with `fit.lock_at = 0.05` than with 0.6.
+What watches the inside of the network, or computes it twice, would be recorded once and not run again, so `FitConfig` and
+`compute.check_graph` refuse it; and fit.accumulate, because gradients of one batch live where those of the next are written.
 
 Done by torch.cuda.make_graphed_callables. It costs the memory of one more set of activations.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-
-Network = Callable[[Tensor], Tensor]
 
 
 class _InAutocast(nn.Module):
@@ -48,33 +44,41 @@ class GraphedNetwork:
 
     def __init__(self, network: nn.Module, precision: str) -> None:
         self.network, self.precision = network, precision
-        self.replayed: Network | None = None
+        self.replayed: _InAutocast | None = None
         self.shape: torch.Size | None = None
 
     def record(self, images: Tensor) -> None:
-        """Record both passes for batches like `images`, the first time this is called.
+        """Record both passes for batches like `images`, unless that was done for such a batch or a larger one.
 
-        Draws random numbers where the network does. Where the network cannot be recorded a warning says why, and it goes on
-        as it is.
+        Runs the network a few times in training mode: random numbers are drawn where it draws some, buffers are put back.
+
+        Raises RuntimeError when it cannot be recorded.
         """
-        if self.shape is not None:
-            return
-        self.shape = images.shape
-        _expect_two_streams()
+        if self.shape is not None and len(images) <= self.shape[0]:
+            return  # the batch that is left over at the end of an epoch runs as ever
+        self.close()
         module = _InAutocast(self.network, self.precision)
+        kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+        _expect_two_streams()
         try:
             torch.cuda.make_graphed_callables(
                 module, (images.clone(),), allow_unused_input=True
             )  # changes module.forward
-            self.replayed = module
         except RuntimeError as error:
-            warnings.warn(
-                f"fit.cuda_graph: this network cannot be recorded, so it is launched step by step ({error})",
-                stacklevel=2,
-            )
+            cause = error.__context__ or error  # an error within a recording ends it, which is an error of its own
+            raise RuntimeError(
+                f"fit.cuda_graph: the passes of this network cannot be recorded ({cause}); set fit.cuda_graph = false, and go on "
+                "from the newest checkpoint if there is one"
+            ) from error
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+        self.replayed, self.shape = module, images.shape
 
-    def forget(self) -> None:
-        """Before parameters change in a way that is not a step: `record` records anew."""
+    def close(self) -> None:
+        """Free what was recorded. `record` records anew: needed where the network changes in a way that is not a step."""
+        if self.replayed is not None:
+            del self.replayed.forward  # it holds the module that holds it, and with it the memory of the recording
         self.replayed = self.shape = None
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -147,7 +147,8 @@ class Trainer:
             self._note_bits(0)
             self.way_back.keep_start()
         last = min(self.steps, max_steps) if max_steps is not None else self.steps
-        with closing(self.log), self.signals if self.run is not None else nullcontext():
+        recorded = nullcontext() if self.graphed is None else closing(self.graphed)
+        with closing(self.log), recorded, self.signals if self.run is not None else nullcontext():
             if step and self._evaluates(step) and self.evaluated != step:  # killed between checkpoint and evaluation
                 self._evaluate(step)
             while step < last:
@@ -279,7 +280,7 @@ class Trainer:
         for guide in self.guides:
             guide.drop_step()
         if self.graphed is not None:
-            self.graphed.forget()
+            self.graphed.close()
         step = self.way_back.take()
         self.log.roll_back(error.step, step, self.config.rollback_factor, str(error))
         return step
