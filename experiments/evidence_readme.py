@@ -23,7 +23,7 @@ BEGIN = "<!-- evidence: written by python experiments/evidence.py --tables -->"
 END = "<!-- end of evidence -->"
 WORDS = """`python experiments/evidence.py`: CIFAR-10, every row trained on 450,000 images (10 epochs of 45,000) from the same float weights, no
 teacher; top-1 of the frozen programs on 5,000 images set aside from the training set, mean over the seeds that float, uniform and learned
-share; paired differences (over seeds that both rows have, without "(seeds)" one) with 95 % intervals, of cross entropy too, where less is better and chance moves less. Uniform is LSQ with a scale per head, else per tensor; learned also has scales per channel and, at 2 bits, a grid without zero
+share; paired differences (over seeds that both rows have, how many stands in brackets where it is another number; without "(seeds)" one) with 95 % intervals, of cross entropy too, where less is better and chance moves less. Uniform is LSQ with a scale per head, else per tensor; learned also has scales per channel and, at 2 bits, a grid without zero
 and a gradient for clipped weights, chosen on seed 0, and so are hidden groups (`quantize.hidden_groups = 8`). Fixed bits with the same grids are the control. All rows, what is missing,
 convergence: [docs/evidence.md](docs/evidence.md).
 """
@@ -86,11 +86,11 @@ def _line(titles: tuple[str, str], learned: Found, rows: list[Found], floats: li
     reference = floats[0] if floats else None
     gain, control = compared(learned, uniform), best_control(rows)
     closed = gap_closed(reference, uniform, learned)
-    seeds = common_seeds(reference, uniform, learned)
+    seeds, pairs = common_seeds(reference, uniform, learned), common_seeds(uniform, learned)
     first = next(iter(learned.results.values()))
     cells = (
         *titles,
-        str(len(seeds)),
+        f"{len(seeds)}" if len(seeds) == len(pairs) else f"{len(seeds)} ({len(pairs)})",
         *(f"{100 * f.outcomes(seeds).mean():.2f}" if f and seeds else "" for f in (reference, uniform, learned)),
         _difference(gain),
         _difference(losses_compared(learned, uniform)),

@@ -52,7 +52,7 @@ their cost. Other images would move all rows together, so whether one is above a
 """
 SINGLE_SCALE = """A single scale is fitted for the 5 bits that training starts with. Weights of 2 bits want one five times as large, and in all of the
 training it hardly moves: the weights go where the grid is instead ([log](../experiments/LOG.md), 2026-11-26). *One range* keeps one parameter per
-group and scales it with the bit-width, so that it fits when a width is taken up.
+group and scales it with the bit-width, so that it fits when a width is taken up: that is what the switchable scale is worth here.
 """
 COLUMNS = (
     *("row", "seeds", "top-1 %, mean", "each", "cross entropy", "GBitOPs", "`.qvit` KiB", "ms (x eager)"),

@@ -165,19 +165,19 @@ ROWS = (
         SINGLE,
     ),
     _without(
-        "single_range",
-        "the switchable scale but with one range",
-        "one range for all bit-widths of a group: its scale fits when a width is taken up, with one parameter; a zero level everywhere",
-        MID_TREAD,
-        RANGE,
-    ),
-    _without(
         "late_lock_single_scale",
         "the switchable scale, locked late",
         "the same while bits move for 60 % of the steps",
         LATE,
         MID_TREAD,
         SINGLE,
+    ),
+    _without(
+        "single_range",
+        "the switchable scale but with one range",
+        "one range for all bit-widths of a group: its scale fits when a width is taken up, with one parameter; a zero level everywhere",
+        MID_TREAD,
+        RANGE,
     ),
     _without(
         "shared_bank",

@@ -324,6 +324,9 @@ def test_the_block_of_the_readme(tmp_path: Path) -> None:
     write_readme(tmp_path, readme)
     both = "| 3 bits, micro DeiT | heads and hidden groups | 1 | 80.00 | 70.00 | 77.00 | +7.00 ± 1.58 (images), not shown |  | 70 % |  | 300 |  |"
     assert f"{line}\n{both}\n" in readme.read_text()
+    write_result(tmp_path, "uniform_w3a3_s1", first(73), 0.45)
+    write_readme(tmp_path, readme)
+    assert "| heads | 1 (2) | 80.00 | 70.00 | 75.00 | +4.50 ±" in readme.read_text()  # 5 and 4 points
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
