@@ -219,14 +219,33 @@ def engine_words(latency: Latency) -> Iterator[str]:
         "in brackets how many times faster than the float model in PyTorch eager, by round.\n"
     )
     programs = {name: row for name, row in latency["rows"].items() if "top1_engine" in row}
-    ablated = {row.name for row in ROWS if row.ablation}
-    worst, apart, words = _apart({name: row for name, row in programs.items() if name not in ablated})
-    holds = "within" if round(apart, 6) <= ALLOWED else "NOT within"
-    text = f"Top-1 of the engine and of the interpreter: {words} ({worst}), {holds} the {ALLOWED} that are allowed"
-    if others := {name: row for name, row in programs.items() if name in ablated}:
-        worst, _, words = _apart(others)
-        text += f"; of the ablations below: {words} ({worst})"
+    groups: dict[str, dict[str, Any]] = {
+        "uniform rows and rows of the README": {},
+        "layer-wise rows and controls": {},
+        "ablations below": {},
+    }
+    for name, row in programs.items():
+        groups[_group_of(name)][name] = row
+    parts = []
+    for group, members in groups.items():
+        if members:
+            worst, apart, words = _apart(members)
+            holds = "within" if round(apart, 6) <= ALLOWED else "NOT within"
+            parts.append(f"of {group} {words} ({worst}), {holds} {ALLOWED}")
+    text = f"Top-1 of the engine and of the interpreter: {'; '.join(parts)}"
     yield f"{text}. They differ where a value lies on a tie for the rounding of either.\n"
+
+
+def _group_of(name: str) -> str:
+    """Which of the groups of `engine_words` a row is in."""
+    row = next(row for row in ROWS if row.name == name)
+    if row.ablation:
+        return "ablations below"
+    return (
+        "uniform rows and rows of the README"
+        if row.is_uniform or row.title in LEARNED
+        else "layer-wise rows and controls"
+    )
 
 
 def _apart(programs: dict[str, Any]) -> tuple[str, float, str]:

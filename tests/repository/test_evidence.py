@@ -215,16 +215,18 @@ def test_milliseconds_and_the_engine(tmp_path: Path) -> None:
         in text
     )
     words = "programs, at most 3 images right in only one of them, at most"
-    assert f"interpreter: 1 {words} 0.08 points apart (uniform_w3a3), within the 0.1 that are allowed. They" in text
+    first_rows = "interpreter: of uniform rows and rows of the README"
+    assert f"{first_rows} 1 {words} 0.08 points apart (uniform_w3a3), within 0.1. They" in text
     measured["rows"]["uniform_w3a3"]["top1_engine"] = 77.1
-    measured["rows"] |= latency(published=(0.5, 3.8, 77.3))["rows"]
+    measured["rows"] |= latency(published=(0.5, 3.8, 77.3), layerwise_3bit=(0.5, 3.8, 77.0))["rows"]
     (tmp_path / "latency.json").write_text(json.dumps(measured))
     text = page(tmp_path)
-    assert f"interpreter: 1 {words} 0.10 points apart (uniform_w3a3), within the 0.1 that are allowed; of the" in text
-    assert f"ablations below: 1 {words} 0.30 points apart (published). They" in text
+    assert f"{first_rows} 1 {words} 0.10 points apart (uniform_w3a3), within 0.1; of layer-wise" in text
+    assert f"rows and controls 1 {words} 0.00 points apart (layerwise_3bit), within 0.1; of ablations" in text
+    assert f"ablations below 1 {words} 0.30 points apart (published), NOT within 0.1. They" in text
     measured["rows"]["uniform_w3a3"]["top1_engine"] = 76.8
     (tmp_path / "latency.json").write_text(json.dumps(measured))
-    assert "at most 0.20 points apart (uniform_w3a3), NOT within the 0.1" in page(tmp_path)
+    assert "at most 0.20 points apart (uniform_w3a3), NOT within 0.1" in page(tmp_path)
 
 
 def test_the_better_uniform_row_is_the_one_to_beat_and_seeds_are_paired(tmp_path: Path) -> None:
