@@ -28,8 +28,11 @@ from qvit.settings.recipe import Recipe, RecipeError, load_recipe, recipe_from_v
 from qvit.spec import FixedBits, LearnedBits, Spec
 from qvit.system.processes import device_name, process_state
 from qvit.system.runs import CheckpointError, Run, load_tensors, save_tensors
+from qvit.training.fit_config import FitConfig
 from toy_models import vit
 from toy_pipeline import FIELDS, UNIFORM3
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 def test_files(done: tuple[Path, Path]) -> None:
@@ -216,8 +219,10 @@ def test_resume_with_another_recipe_is_refused(done: tuple[Path, Path]) -> None:
     [
         ({"budget": Budget(gbitops=1e-9)}, BudgetError, "a budget of 1e-09 gbitops cannot be met"),
         ({"budget": None}, ValueError, r"needs a budget: .* or \[budget\] in the recipe"),
+        pytest.param({"fit": FitConfig(cuda_graph=True)}, ValueError, "this run is on cpu", marks=without_gpu),
+        pytest.param({"train_float": FitConfig(cuda_graph=True)}, ValueError, "this run is on cpu", marks=without_gpu),
     ],
-    ids=["impossible", "missing"],
+    ids=["impossible", "missing", "graph", "graph of the float row"],
 )
 def test_a_recipe_is_checked_before_the_float_row_trains(
     changes: dict, error: type[Exception], text: str, done: tuple[Path, Path], tmp_path: Path

@@ -79,6 +79,7 @@ def test_resume_of_a_finished_run_does_not_even_evaluate(
     assert logs(tmp_path) == before == logs(unbroken[2])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where this process has one core
 def test_another_number_of_workers(unbroken: tuple[nn.Module, FitResult, Path], tmp_path: Path) -> None:
     go(tmp_path, max_steps=4, evaluation=None)
     model, result = go(tmp_path, workers=2, resume=True)

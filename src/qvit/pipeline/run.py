@@ -27,6 +27,7 @@ from ..quantizers.quantizer import named_quantizers
 from ..settings.recipe import FLOAT, Recipe
 from ..system.processes import is_main, process_state, require_same
 from ..system.storage import check_writable
+from ..training.compute import check_graph
 from .context import Context, open_recipe
 from .live_page import LivePage
 from .rows import quantized_row, train_float_row, uniform_row
@@ -75,6 +76,11 @@ def run_recipe(
 def _rows(context: Context, out: Path, resume: bool) -> dict[str, Any]:
     """Train and judge what the recipe asks for; the result of its own row."""
     recipe = context.recipe
+    for config in (recipe.fit, recipe.train_float):
+        if (
+            config is not None and config.epochs and config.cuda_graph
+        ):  # before minutes of calibration; `fit` asks again
+            check_graph(context.splits.train, False, process_state().device, process_state().num_processes)
     if recipe.method == FLOAT:
         return train_float_row(context, out, recipe.fit, resume)
     check_before_training(context)
