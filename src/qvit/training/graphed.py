@@ -60,10 +60,8 @@ class GraphedNetwork:
         module = _InAutocast(self.network, self.precision)
         kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         _expect_two_streams()
-        try:
-            torch.cuda.make_graphed_callables(
-                module, (images.clone(),), allow_unused_input=True
-            )  # changes module.forward
+        try:  # gives the module another forward
+            torch.cuda.make_graphed_callables(module, (images.clone(),), allow_unused_input=True)
         except RuntimeError as error:
             cause = error.__context__ or error  # an error within a recording ends it, which is an error of its own
             raise RuntimeError(
@@ -89,7 +87,7 @@ class GraphedNetwork:
 
 
 def _expect_two_streams() -> None:
-    """Keep autograd from warning, as torch does from 2.10 on, that gradients come from another stream: the one they were recorded on."""
+    """Keep autograd from warning, as newer versions of torch do, that gradients come from another stream: the one they were recorded on."""
     switch = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
     if switch is not None:
         switch(False)
