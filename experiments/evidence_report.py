@@ -25,6 +25,7 @@ from evidence_trajectories import section
 
 LATENCY = "latency.json"
 LEARNED = {HEADS: "Head-wise learned bits", HIDDEN: "Learned bits of heads and hidden groups"}
+GROUPS = "uniform rows and rows of the README", "layer-wise rows and controls", "ablations below"
 TUNED_ON = 0  # the seed
 ALLOWED = 0.1  # points between the top-1 of the engine and of the interpreter
 HEADER = """# Evidence: learned bits against uniform bits
@@ -219,16 +220,9 @@ def engine_words(latency: Latency) -> Iterator[str]:
         "in brackets how many times faster than the float model in PyTorch eager, by round.\n"
     )
     programs = {name: row for name, row in latency["rows"].items() if "top1_engine" in row}
-    groups: dict[str, dict[str, Any]] = {
-        "uniform rows and rows of the README": {},
-        "layer-wise rows and controls": {},
-        "ablations below": {},
-    }
-    for name, row in programs.items():
-        groups[_group_of(name)][name] = row
     parts = []
-    for group, members in groups.items():
-        if members:
+    for group in GROUPS:
+        if members := {name: row for name, row in programs.items() if _group_of(name) == group}:
             worst, apart, words = _apart(members)
             holds = "within" if round(apart, 6) <= ALLOWED else "NOT within"
             parts.append(f"of {group} {words} ({worst}), {holds} {ALLOWED}")
@@ -237,15 +231,12 @@ def engine_words(latency: Latency) -> Iterator[str]:
 
 
 def _group_of(name: str) -> str:
-    """Which of the groups of `engine_words` a row is in."""
+    """Which of GROUPS a row is in."""
     row = next(row for row in ROWS if row.name == name)
+    readme, rest, ablated = GROUPS
     if row.ablation:
-        return "ablations below"
-    return (
-        "uniform rows and rows of the README"
-        if row.is_uniform or row.title in LEARNED
-        else "layer-wise rows and controls"
-    )
+        return ablated
+    return readme if row.is_uniform or row.title in LEARNED else rest
 
 
 def _apart(programs: dict[str, Any]) -> tuple[str, float, str]:
